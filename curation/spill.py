@@ -1,0 +1,88 @@
+"""Rows on scratch disk, by bucket: how a group-by over all shards stays within bounded memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+MAX_BUCKETS = 256  # each is one open file
+_BUFFERED_ROWS = 250_000
+
+
+def buckets_for(num_rows: int, rows_a_bucket: int = 500_000) -> int:
+    """Return how many buckets keep each near ``rows_a_bucket`` rows, at most ``MAX_BUCKETS``."""
+    return max(1, min(MAX_BUCKETS, -(-num_rows // rows_a_bucket)))
+
+
+class Spill:
+    """Append rows to buckets, then read each bucket whole, rows in the order in which they came.
+
+    Args:
+        folder: An empty folder of this machine.
+        schema: Of the rows.
+        num_buckets: Between 1 and ``MAX_BUCKETS``.
+    """
+
+    def __init__(self, folder: Path, schema: pa.Schema, num_buckets: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.num_buckets = num_buckets
+        self._folder = folder
+        self._schema = schema
+        self._writers: dict[int, Any] = {}
+        self._tables: list[pa.Table] = []
+        self._buckets: list[npt.NDArray[np.int64]] = []
+        self._buffered = 0
+
+    def add(self, table: pa.Table, buckets: npt.NDArray[np.int64] | Sequence[int]) -> None:
+        """Append the rows of a table, each to the bucket named for it."""
+        self._tables.append(table)
+        self._buckets.append(np.asarray(buckets, dtype=np.int64))
+        self._buffered += table.num_rows
+        if self._buffered >= _BUFFERED_ROWS:
+            self._flush()
+
+    def read(self, bucket: int) -> pa.Table:
+        """Return the rows of a bucket; nothing can be added afterwards."""
+        self.close()
+        path = self._folder / f"{bucket:04d}.arrow"
+        if not path.exists():
+            return self._schema.empty_table()
+        with pa.ipc.open_stream(path) as reader:
+            table: pa.Table = reader.read_all()
+        return table
+
+    def close(self) -> None:
+        """Write what is buffered and close the files."""
+        self._flush()
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _flush(self) -> None:
+        if not self._tables:
+            return
+        table = pa.concat_tables(self._tables)
+        buckets = np.concatenate(self._buckets)
+        order = np.argsort(buckets, kind="stable")
+        starts = np.searchsorted(buckets[order], np.arange(self.num_buckets + 1))
+        for bucket in np.unique(buckets).tolist():
+            rows = table.take(pa.array(order[starts[bucket] : starts[bucket + 1]]))
+            self._writer(bucket).write_table(rows)
+        self._tables, self._buckets, self._buffered = [], [], 0
+
+    def _writer(self, bucket: int) -> Any:
+        if bucket not in self._writers:
+            self._writers[bucket] = pa.ipc.new_stream(self._folder / f"{bucket:04d}.arrow", self._schema)
+        return self._writers[bucket]

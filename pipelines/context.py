@@ -1,0 +1,90 @@
+"""What work on a run needs, built once in each process that works: settings, store, weights, artefacts, stages."""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from curation.config import RunConfig
+from curation.errors import CorruptError
+from curation.models.weights import Weights, resolve
+from curation.schema import Table
+from curation.store import Run
+
+T = TypeVar("T")
+
+
+class Context:
+    """A run as a worker sees it."""
+
+    def __init__(self, run: Run, config: RunConfig, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self.run = run
+        self.config = config
+        self.should_stop = should_stop
+        self._lock = threading.RLock()
+        self._made: dict[str, Any] = {}
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """Return ``make()``, called once for a key; models and fitted files are shared by all threads."""
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = make()
+            made: T = self._made[key]
+            return made
+
+    def weights(self, name: str) -> Weights:
+        """Return the file, digest and licence of a model's weights."""
+        return self.once(f"weights:{name}", lambda: resolve(name, self.config.accept_licenses))
+
+    def artefacts(self, step: str) -> Path:
+        """Return a folder of this machine with the files that a step made, under their own names.
+
+        Raises:
+            CorruptError: If the step has not made them.
+        """
+        marker = self.run.artefact_marker(step)
+        if marker is None:
+            raise CorruptError(f"{self.run.url}: {step} is not finished; run its stage first")
+
+        def gather() -> Path:
+            folder = self._folder / f"{step}-{marker.fingerprint[:12]}-{len(self._made)}"
+            folder.mkdir()
+            for name, path in marker.files.items():
+                copy = self.run.local_copy(path, folder)
+                if copy != folder / name:
+                    (folder / name).symlink_to(copy.resolve())
+            return folder
+
+        return self.once(f"artefacts:{sorted(marker.files.values())}", gather)
+
+    def device(self, stage: str) -> str:
+        """Return where a stage's model runs: the config decides, never the machine that builds the plan."""
+        resources = self.config.resources.get(stage, self.config.resources.get("default"))
+        return "cuda" if resources is not None and resources.gpus > 0 else "cpu"
+
+    def collections(self, kind: str) -> list[str]:
+        """Return the collections of a kind: ``pool``, ``seeds`` or ``references``."""
+        if kind == "pool":
+            return ["pool"]
+        names = self.config.seeds if kind == "seeds" else self.config.references
+        return sorted(f"{kind}/{name}" for name in names)
+
+    def kept(
+        self, collection: str, shard: int, num_rows: int, verdicts: tuple[Table, ...]
+    ) -> npt.NDArray[np.bool_]:
+        """Return which rows of a shard none of the verdicts rejects, shape (num_rows,)."""
+        kept = np.ones(num_rows, dtype=bool)
+        for verdict in verdicts:
+            reasons = self.run.read_table(collection, verdict.name, shard, ["reject_reason"]).column(0)
+            kept &= reasons.is_null().to_numpy()
+        return kept
+
+    @cached_property
+    def _folder(self) -> Path:
+        self._temporary = tempfile.TemporaryDirectory(prefix="curation-")
+        return Path(self._temporary.name)

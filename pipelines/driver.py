@@ -1,0 +1,209 @@
+"""Bring a run up to a stage: step by step, do what is left or stale, and nothing else."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from curation import config as settings
+from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
+from curation.pipelines.context import Context
+from curation.pipelines.freshness import Assessed, assess, collections
+from curation.pipelines.image_pass import forget_raw
+from curation.pipelines.plan import Plan, Step
+from curation.pipelines.work import Done, Unit
+
+
+class Runner(Protocol):
+    """Does units somewhere: in this process, or on a Ray cluster."""
+
+    def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
+        """Yield each unit as it is done, in any order; raise the first error once the others have stopped."""
+
+
+@dataclass(frozen=True)
+class StepStarted:
+    """A step has units to do.
+
+    Attributes:
+        step: The step.
+        num_units: Units to do now.
+        num_rows: Rows of those units, as far as known.
+        num_finished: Units that were finished before.
+    """
+
+    step: Step
+    num_units: int
+    num_rows: int
+    num_finished: int
+
+
+@dataclass(frozen=True)
+class StepEnded:
+    """A step is finished; ``skipped`` says that there was nothing to do."""
+
+    step: Step
+    skipped: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something that the user should know."""
+
+    message: str
+
+
+Event = StepStarted | Done | StepEnded | Warned
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run.
+
+    Attributes:
+        stage: Bring the run up to and including this stage.
+        only: Refuse instead of running anything before the stage.
+        redo: Stages to do again although they are finished.
+        refit: Fit PCA and centroids again.
+    """
+
+    stage: str = "manifest"
+    only: bool = False
+    redo: frozenset[str] = field(default_factory=frozenset)
+    refit: bool = False
+
+
+def bring_up(
+    context: Context, plan: Plan, request: Request, runner: Runner, on_event: Callable[[Event], None] = lambda event: None
+) -> None:
+    """Do what a request lacks, under the run's lease.
+
+    Raises:
+        CurationError: The first thing that went wrong; what was finished stays finished.
+    """
+    steps = plan.through(request.stage)
+    for stage in request.redo:
+        plan.check_stage(stage)
+    if not context.config.pool.inputs:
+        raise ConfigError(["pool.inputs: is required: name the pages, URL lists or image sets to curate"])
+    for step in steps:  # a missing package or licence is said now, and not after hours
+        for name in step.weights(context.config):
+            context.weights(name)
+    with context.run.lease() as lease:
+        tidy(context, steps)
+        context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
+        asked = context.should_stop
+        context.should_stop = lambda: asked() or lease.lost.is_set()
+        try:
+            for step in steps:
+                _bring_up_step(context, plan, step, request, runner, on_event)
+                if lease.lost.is_set():
+                    raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
+        finally:
+            context.should_stop = asked
+        tidy(context, steps)
+
+
+def redo_cost(context: Context, plan: Plan, stages: frozenset[str]) -> list[str]:
+    """Return a line for each stage that would be done again: what it costs."""
+    lines = []
+    for stage in plan.stages:
+        steps = [step for step in plan.steps if step.stage == stage and stage in stages]
+        for step in steps:
+            found = [context.run.markers(collection, step.name) for collection in collections(context, step)]
+            markers = [marker for shards in found for marker in shards.values()]
+            if markers:
+                lines.append(
+                    f"{step.name}: {len(markers)} shards, {sum(m.num_rows for m in markers)} rows, "
+                    f"{sum(m.seconds for m in markers):.0f} s of work"
+                    + (" (sends its requests to the hosts again)" if step.name == "fetch" else "")
+                )
+    return lines
+
+
+def tidy(context: Context, steps: Sequence[Step]) -> None:
+    """Delete what killed attempts left, and fetched bytes whose blurred copy is finished."""
+    known = [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
+    for collection in known:
+        last = "sscd" if collection.startswith("references/") else "faces"
+        fetched = context.run.markers(collection, "fetch")
+        for shard, marker in context.run.markers(collection, last).items():
+            if shard in fetched and marker.inputs.get("table fetch") == fetched[shard].digest:
+                forget_raw(context, collection, shard)
+    context.run.collect_garbage(known)
+
+
+def _bring_up_step(
+    context: Context,
+    plan: Plan,
+    step: Step,
+    request: Request,
+    runner: Runner,
+    on_event: Callable[[Event], None],
+) -> None:
+    start = time.monotonic()
+    assessed = list(assess(context, plan, step))
+    pending = [found for found in assessed if _is_pending(found, plan, step, request, on_event)]
+    if not pending:
+        on_event(StepEnded(step, True, 0.0))
+        return
+    if request.only and step.stage != request.stage:
+        raise UsageError(
+            f"--only {request.stage}: {step.stage} is not finished ({len(pending)} of {len(assessed)} units left); "
+            f"run `curate run --stage {step.stage}` first, or leave out --only"
+        )
+    _check_space(context, step, pending)
+    num_rows = sum(found.num_rows for found in pending)
+    on_event(StepStarted(step, len(pending), num_rows, len(assessed) - len(pending)))
+    for done in runner.run(context, plan, step, [found.unit for found in pending]):
+        on_event(done)
+    if context.should_stop():
+        raise KeyboardInterrupt
+    on_event(StepEnded(step, False, time.monotonic() - start))
+
+
+def _is_pending(
+    found: Assessed, plan: Plan, step: Step, request: Request, on_event: Callable[[Event], None]
+) -> bool:
+    if found.state == "left" or step.stage in request.redo or (request.refit and step.fitted):
+        return True
+    if found.state == "done":
+        return False
+    before = plan.stages[: plan.stages.index(step.stage)]
+    if step.protected and not (request.redo & set(before)):
+        if found.state == "stale":
+            where = found.unit.collection if found.unit.shard is None else f"{found.unit.collection} {found.unit.shard:08d}"
+            on_event(
+                Warned(
+                    f"{step.name} {where} was made with other {', '.join(found.changed)}; kept as it is. "
+                    f"`--redo {step.stage}` makes it again"
+                )
+            )
+        return False
+    return True
+
+
+def _check_space(context: Context, step: Step, pending: Sequence[Assessed]) -> None:
+    """Refuse to start what would fill the disk: copying a local set, and writing blurred tars beside raw ones."""
+    free = context.run.free_bytes()
+    if free is None or step.name not in ("fetch", "faces"):
+        return
+    column = {"fetch": ("crawl", "source_bytes"), "faces": ("fetch", "num_bytes")}[step.name]
+    needed = 0
+    for found in pending:
+        if found.unit.shard is not None and not found.unit.collection.startswith("references/"):
+            sizes = context.run.read_table(found.unit.collection, column[0], found.unit.shard, [column[1]]).column(0)
+            needed += sum(size for size in sizes.to_pylist() if size is not None)
+    if step.name == "faces":  # a raw tar goes as soon as its shard is blurred: only those at work lie twice
+        needed = min(needed, needed // max(1, len(pending)) * 8)
+    if needed > free:
+        raise DiskFullError(
+            f"{context.run.url}: {step.stage} needs about {_gb(needed)}, and {_gb(free)} are free. "
+            "Free some space, or move the run to a larger disk or bucket and run again"
+        )
+
+
+def _gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+

@@ -1,0 +1,124 @@
+"""Which units of a step are finished, stale or left, and why."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from curation.fingerprint import fingerprint
+from curation.pipelines.context import Context
+from curation.pipelines.ingest import crawl_marker
+from curation.pipelines.plan import Plan, Step
+from curation.pipelines.work import Unit, shard_markers
+from curation.store import Marker
+
+State = Literal["done", "left", "stale", "uncovered"]
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """A unit and how it stands.
+
+    Attributes:
+        unit: The unit, with the inputs that it would be made from now.
+        state: ``done``; ``left``: never made; ``stale``: made from something else; ``uncovered``: a feature table that
+            may lack rows that a moved threshold keeps now.
+        changed: Names of the inputs that differ (stale only).
+        num_rows: Rows, as far as known.
+    """
+
+    unit: Unit
+    state: State
+    changed: tuple[str, ...] = ()
+    num_rows: int = 0
+
+
+def assess(context: Context, plan: Plan, step: Step) -> Iterator[Assessed]:
+    """Yield every unit of a step; steps before it must have been finished for the answer to be final."""
+    fixed = _fixed_inputs(context, step)
+    if step.kind == "reduce":
+        yield _reduce(context, plan, step, fixed)
+        return
+    for collection in collections(context, step):
+        settings = fixed | {"settings": fingerprint(step.settings(context.config, collection))}
+        if step.kind == "crawl":
+            yield _assessed(
+                Unit(step.name, collection, None, settings), context.run.artefact_marker(crawl_marker(collection))
+            )
+        else:
+            yield from _shards(context, plan, step, collection, settings)
+
+
+def collections(context: Context, step: Step) -> list[str]:
+    """Return the collections of the run that a step works on."""
+    return [collection for kind in step.collections for collection in context.collections(kind)]
+
+
+def _shards(
+    context: Context, plan: Plan, step: Step, collection: str, fixed: dict[str, str]
+) -> Iterator[Assessed]:
+    run = context.run
+    reads = {table.name: run.markers(collection, table.name) for table in step.existing(step.reads, collection, plan)}
+    after = {table.name: run.markers(collection, table.name) for table in step.existing(step.after, collection, plan)}
+    made = run.markers(collection, step.name)
+    if step.kind == "map":  # a verdict on kept rows only depends on which rows were kept
+        reads |= after
+    for shard, links in shard_markers(context, collection).items():
+        inputs = fixed | {f"table {name}": _digest(markers.get(shard)) for name, markers in sorted(reads.items())}
+        covers = ""
+        if step.kind == "images":
+            covers = fingerprint({name: _digest(markers.get(shard)) for name, markers in after.items()})
+        found = _assessed(Unit(step.name, collection, shard, inputs, covers), made.get(shard), links.num_rows)
+        marker = made.get(shard)
+        if found.state == "done" and step.kind == "images" and marker is not None and marker.covers != covers:
+            found = Assessed(found.unit, "uncovered", (), links.num_rows)
+        yield found
+
+
+def _reduce(context: Context, plan: Plan, step: Step, fixed: dict[str, str]) -> Assessed:
+    inputs = dict(fixed)
+    num_rows = 0
+    settings = {"": step.settings(context.config, "")}
+    for collection in collections(context, step):
+        settings[collection] = step.settings(context.config, collection)
+        shards = shard_markers(context, collection)
+        num_rows += sum(marker.num_rows for marker in shards.values())
+        if step.fitted:
+            continue
+        tables = dict.fromkeys(
+            table.name for table in (*step.reads, *step.after) if table in step.existing((table,), collection, plan)
+        )
+        for name in tables:
+            markers = context.run.markers(collection, name)
+            digests = [_digest(markers.get(shard)) for shard in shards]
+            inputs[f"table {collection}/{name}"] = fingerprint({"shards": digests})
+            if step.locations and name == "faces":
+                paths = [markers[shard].files["images"] for shard in shards if shard in markers]
+                inputs[f"tars {collection}"] = fingerprint({"paths": paths})
+    inputs["settings"] = fingerprint(settings)
+    return _assessed(Unit(step.name, "", None, inputs), context.run.artefact_marker(step.name), num_rows)
+
+
+def _fixed_inputs(context: Context, step: Step) -> dict[str, str]:
+    inputs = {"step": step.name, "version": str(step.version)}
+    for name in step.weights(context.config):
+        inputs[f"weights {name}"] = context.weights(name).sha256
+    for needed in step.needs:
+        marker = context.run.artefact_marker(needed)
+        inputs[f"artefact {needed}"] = "" if marker is None else marker.digest
+    return inputs
+
+
+def _assessed(unit: Unit, marker: Marker | None, num_rows: int = 0) -> Assessed:
+    if marker is None:
+        return Assessed(unit, "left", (), num_rows)
+    if marker.fingerprint == unit.fingerprint:
+        return Assessed(unit, "done", (), num_rows or marker.num_rows)
+    names = sorted(unit.inputs.keys() | marker.inputs.keys())
+    changed = tuple(name for name in names if unit.inputs.get(name) != marker.inputs.get(name))
+    return Assessed(unit, "stale", changed, num_rows or marker.num_rows)
+
+
+def _digest(marker: Marker | None) -> str:
+    return "" if marker is None else marker.digest
+
+

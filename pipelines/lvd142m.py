@@ -1,0 +1,437 @@
+"""The plan of LVD-142M: every stage, its steps, and what shapes their output."""
+
+import hashlib
+from typing import Any
+
+from curation import __version__, schema
+from curation.config import RunConfig, Settings
+from curation.errors import ConfigError, InputError
+from curation.pipelines.context import Context
+from curation.pipelines.ingest import inputs_of
+from curation.pipelines.plan import Plan, Step
+from curation.stages.cluster import ClusterFit, ClusterStage
+from curation.stages.dedup import DedupStage
+from curation.stages.index import IndexStage
+from curation.stages.manifest import ManifestStage
+from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
+from curation.stages.pca_hash_groups import PcaHashGroups
+from curation.stages.retrieve import RetrieveStage
+from curation.stages.verdicts import FacesVerdict, NsfwVerdict
+
+HUB = "hub"  # the value of embed.weights that lets timm download
+_ALL = ("pool", "seeds", "references")
+_POOL = ("pool",)
+_OURS = ("pool", "seeds")
+_FETCHED = (schema.FETCH,)
+_STORED = (schema.FETCH, schema.PCA_HASH_VERDICT, schema.NSFW_VERDICT, schema.FACES_VERDICT)
+_UNIQUE = (*_STORED, schema.DEDUP)
+_RETRIEVED = (*_UNIQUE, schema.RETRIEVE)
+
+
+def build_plan(config: RunConfig) -> Plan:
+    """Return the plan of a run.
+
+    Raises:
+        PlanError: If a step reads what no earlier step writes.
+    """
+    plan = Plan((*_bring_in(), *_hash(), *_screen(), *_deduplicate(), *_select()))
+    _check_resources(config, plan)
+    return plan
+
+
+def _bring_in() -> tuple[Step, ...]:
+    return (
+        Step(
+            "crawl",
+            "crawl",
+            "crawl",
+            1,
+            _ALL,
+            _nothing,
+            writes=schema.CRAWL,
+            protected=True,
+            settings=lambda config, collection: {
+                "inputs": [_plain(entry) for entry in inputs_of(config, collection)],
+                "shards": _plain(config.shards),
+                "crawl": _plain(config.crawl),
+            },
+        ),
+        Step(
+            "fetch",
+            "fetch",
+            "fetch",
+            1,
+            _ALL,
+            _nothing,
+            reads=(schema.CRAWL,),
+            writes=schema.FETCH,
+            protected=True,
+            settings=lambda config, collection: {
+                "images": _limits(config),
+                "max_bytes": config.fetch.max_bytes,
+                "max_redirects": config.fetch.max_redirects,
+                "respect_robots": config.fetch.respect_robots,
+                "allow_private_addresses": config.fetch.allow_private_addresses,
+            },
+        ),
+    )
+
+
+def _hash() -> tuple[Step, ...]:
+    return (
+        Step(
+            "pca_hash_fit",
+            "pca_hash",
+            "reduce",
+            PcaHashFit.version,
+            _POOL,
+            lambda context: PcaHashFit(context.config.pca_hash, context.config.images, context.config.seed),
+            reads=PcaHashFit.reads,
+            after=_FETCHED,
+            makes=(PCA_FILE,),
+            fitted=True,
+            settings=lambda config, _: {"pca_hash": _plain(config.pca_hash), "seed": config.seed},
+        ),
+        Step(
+            "pca_hash",
+            "pca_hash",
+            "images",
+            1,
+            _POOL,
+            _pca_hash,
+            reads=_FETCHED,
+            after=_FETCHED,
+            writes=schema.PCA_HASH,
+            needs=("pca_hash_fit",),
+            settings=lambda config, _: {"side_px": config.pca_hash.side_px, "images": _limits(config)},
+        ),
+        Step(
+            "pca_hash_verdict",
+            "pca_hash",
+            "reduce",
+            PcaHashGroups.version,
+            _OURS,
+            lambda context: PcaHashGroups(),
+            reads=PcaHashGroups.reads,
+            after=_FETCHED,
+            writes=schema.PCA_HASH_VERDICT,
+        ),
+    )
+
+
+def _screen() -> tuple[Step, ...]:
+    return (
+        Step(
+            "nsfw",
+            "nsfw",
+            "images",
+            1,
+            _OURS,
+            _nsfw,
+            reads=_FETCHED,
+            after=_FETCHED,
+            writes=schema.NSFW,
+            settings=lambda config, _: {"images": _limits(config)},
+            weights=lambda config: (config.nsfw.weights,),
+        ),
+        Step(
+            "nsfw_verdict",
+            "nsfw",
+            "map",
+            NsfwVerdict.version,
+            _OURS,
+            lambda context: NsfwVerdict(context.config.nsfw),
+            reads=NsfwVerdict.reads,
+            after=_FETCHED,
+            writes=schema.NSFW_VERDICT,
+            settings=lambda config, _: {"max_score": config.nsfw.max_score},
+        ),
+        Step(
+            "faces",
+            "faces",
+            "images",
+            1,
+            _OURS,
+            _faces,
+            reads=_FETCHED,
+            after=(schema.FETCH, schema.NSFW_VERDICT),
+            writes=schema.FACES,
+            protected=True,
+            settings=lambda config, _: {
+                "faces": _plain(config.faces),
+                "images": _limits(config),
+            },
+            weights=lambda config: (config.faces.weights,),
+        ),
+        Step(
+            "faces_verdict",
+            "faces",
+            "map",
+            FacesVerdict.version,
+            _OURS,
+            lambda context: FacesVerdict(),
+            reads=FacesVerdict.reads,
+            after=(schema.FETCH, schema.NSFW_VERDICT),
+            writes=schema.FACES_VERDICT,
+        ),
+    )
+
+
+def _deduplicate() -> tuple[Step, ...]:
+    return (
+        Step(
+            "sscd",
+            "sscd",
+            "images",
+            1,
+            _ALL,
+            _sscd,
+            reads=(schema.FETCH, schema.FACES),
+            after=_STORED,
+            writes=schema.SSCD,
+            settings=lambda config, _: {
+                "side_px": config.sscd.side_px,
+                "batch_size": config.sscd.batch_size,
+                "images": _limits(config),
+            },
+            weights=lambda config: (config.sscd.weights,),
+        ),
+        Step(
+            "dedup",
+            "dedup",
+            "reduce",
+            DedupStage.version,
+            _ALL,
+            lambda context: DedupStage(context.config),
+            reads=DedupStage.reads,
+            after=_STORED,
+            writes=schema.DEDUP,
+            writes_for=_OURS,
+            makes=DedupStage.artefacts,
+            settings=lambda config, _: {
+                "dedup": _plain(config.dedup),
+                "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
+            },
+        ),
+    )
+
+
+def _select() -> tuple[Step, ...]:
+    return (
+        Step(
+            "embed",
+            "embed",
+            "images",
+            1,
+            _OURS,
+            _embed,
+            reads=(schema.FETCH, schema.FACES),
+            after=_UNIQUE,
+            writes=schema.EMBED,
+            settings=lambda config, _: {
+                "model": config.embed.model,
+                "side_px": config.embed.side_px,
+                "batch_size": config.embed.batch_size,
+                "images": _limits(config),
+            },
+            weights=_encoder_weights,
+        ),
+        Step(
+            "index",
+            "index",
+            "reduce",
+            IndexStage.version,
+            _POOL,
+            lambda context: IndexStage(),
+            reads=IndexStage.reads,
+            after=_UNIQUE,
+            makes=IndexStage.artefacts,
+            settings=lambda config, _: {"index": _plain(config.index)},
+        ),
+        Step(
+            "cluster_fit",
+            "cluster",
+            "reduce",
+            ClusterFit.version,
+            _POOL,
+            lambda context: ClusterFit(context.config.cluster, context.config.seed),
+            reads=ClusterFit.reads,
+            after=_UNIQUE,
+            makes=ClusterFit.artefacts,
+            fitted=True,
+            settings=lambda config, _: {
+                "cluster": _plain(config.cluster),
+                "seed": config.seed,
+                "model": config.embed.model,
+            },
+            weights=_encoder_weights,
+        ),
+        Step(
+            "cluster",
+            "cluster",
+            "map",
+            ClusterStage.version,
+            _OURS,
+            lambda context: ClusterStage(context.artefacts("cluster_fit")),
+            reads=ClusterStage.reads,
+            after=_UNIQUE,
+            writes=schema.CLUSTER,
+            needs=("cluster_fit",),
+        ),
+        Step(
+            "retrieve",
+            "retrieve",
+            "reduce",
+            RetrieveStage.version,
+            _OURS,
+            lambda context: RetrieveStage(context.config),
+            reads=RetrieveStage.reads,
+            after=_UNIQUE,
+            writes=schema.RETRIEVE,
+            writes_for=_POOL,
+            needs=("index",),
+            settings=lambda config, _: {
+                "seed": config.seed,
+                "retrieve": _plain(config.retrieve),
+                "seeds": {name: _plain(seeds, "inputs", "as_is") for name, seeds in config.seeds.items()},
+            },
+        ),
+        Step(
+            "manifest_verdict",
+            "manifest",
+            "reduce",
+            ManifestStage.version,
+            _OURS,
+            _manifest,
+            reads=ManifestStage.reads,
+            after=_RETRIEVED,
+            writes=schema.MANIFEST_VERDICT,
+            makes=ManifestStage.artefacts,
+            locations=True,
+            settings=lambda config, _: {
+                "exclude": {name: _list_digests(paths) for name, paths in config.manifest.exclude},
+                "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
+            },
+        ),
+    )
+
+
+def _nothing(context: Context) -> None:
+    return None
+
+
+def _pca_hash(context: Context) -> Any:
+    from curation.stages.pca_hash import PcaHash, PcaHashStage
+
+    return PcaHashStage(PcaHash.load(context.artefacts("pca_hash_fit") / PCA_FILE), context.config.pca_hash)
+
+
+def _nsfw(context: Context) -> Any:
+    from curation.models.nsfw import NsfwScorer
+    from curation.stages.nsfw import NsfwStage
+
+    config = context.config.nsfw
+    scorer = NsfwScorer(context.weights(config.weights), config.batch_size, device=context.device("nsfw"))
+    return NsfwStage(scorer, config)
+
+
+def _faces(context: Context) -> Any:
+    from curation.models.faces import FaceDetector
+    from curation.stages.faces import FacesStage
+
+    config = context.config.faces
+    detector = FaceDetector(
+        context.weights(config.weights),
+        config.min_score,
+        config.scales,
+        config.max_side_px,
+        device=context.device("faces"),
+    )
+    return FacesStage(detector, config, context.config.images)
+
+
+def _sscd(context: Context) -> Any:
+    from curation.models.sscd import SscdEncoder
+    from curation.stages.sscd import SscdStage
+
+    config = context.config.sscd
+    encoder = SscdEncoder(
+        context.weights(config.weights),
+        batch_size=config.batch_size,
+        side_px=config.side_px,
+        device=context.device("sscd"),
+    )
+    return SscdStage(encoder, config)
+
+
+def _embed(context: Context) -> Any:
+    from curation.models.encoder import ImageEncoder  # takes torch and timm
+    from curation.stages.embed import EmbedStage
+
+    config = context.config.embed
+    encoder = ImageEncoder(
+        config.model,
+        None if config.weights == HUB else context.weights(config.weights),
+        accept_licenses=context.config.accept_licenses,
+        side_px=config.side_px,
+        batch_size=config.batch_size,
+        device=context.device("embed"),
+    )
+    return EmbedStage(encoder, config)
+
+
+def _manifest(context: Context) -> ManifestStage:
+    plan = build_plan(context.config)
+    verdicts = {
+        kind: [
+            (step.stage, step.writes)
+            for step in plan.verdicts(kind)
+            if step.writes is not None and step.name != ManifestStage.name
+        ]
+        for kind in _OURS
+    }
+    names = dict.fromkeys(name for step in plan.steps for name in step.weights(context.config))
+    weights = {
+        name: {"sha256": found.sha256, "license": found.license}
+        for name, found in ((name, context.weights(name)) for name in names)
+    }
+    provenance = {
+        "version": __version__,
+        "weights": weights,
+        "accept_licenses": list(context.config.accept_licenses),
+        "respect_robots": context.config.fetch.respect_robots,
+        "config": context.config.model_dump(mode="json"),
+    }
+    return ManifestStage(context.config, verdicts, provenance)
+
+
+def _encoder_weights(config: RunConfig) -> tuple[str, ...]:
+    return () if config.embed.weights == HUB else (config.embed.weights,)  # timm checks its own downloads
+
+
+def _limits(config: RunConfig) -> dict[str, Any]:
+    return _plain(config.images, "decode_threads")
+
+
+def _plain(settings: Settings, *without: str) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=set(without))
+
+
+def _list_digests(paths: Any) -> list[str]:
+    """Return the digests of exclusion lists: what they say shapes the manifest, not where they lie."""
+    digests = []
+    for path in paths:
+        try:
+            with open(path, "rb") as stream:  # noqa: PTH123
+                digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        except OSError as error:
+            raise InputError(f"manifest.exclude: {path} cannot be read: {error.strerror}") from error
+    return digests
+
+
+def _check_resources(config: RunConfig, plan: Plan) -> None:
+    unknown = sorted(set(config.resources) - set(plan.stages) - {"default"})
+    if unknown:
+        raise ConfigError(
+            [f"resources.{name}: is no stage; stages: default, {', '.join(plan.stages)}" for name in unknown]
+        )

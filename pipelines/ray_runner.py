@@ -1,0 +1,118 @@
+"""Run units on a Ray cluster: a fixed pool of actors a step, each holding the step's model.
+
+What travels is the number of a shard; actors read and write the run themselves. An actor that dies with its worker or
+node is started again and its units are tried again: outputs are committed by marker, so a unit done twice is done once.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import ray
+
+from curation import config as settings
+from curation.config import ResourceConfig, RunConfig
+from curation.errors import CurationError, StageError
+from curation.pipelines.context import Context
+from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.plan import Plan, Step
+from curation.pipelines.work import Done, Unit, execute
+from curation.store import Run
+
+_RETRIES = 3
+_POLL_S = 0.5
+
+
+class RayRunner:
+    """Join the cluster at ``address``, or start one on this machine.
+
+    Args:
+        address: Such as ``auto`` or ``ray://head:10001``; None starts a local cluster.
+        object_store_bytes: Shared memory of a local cluster; nothing large travels through it.
+    """
+
+    def __init__(self, address: str | None = None, object_store_bytes: int = 100_000_000) -> None:
+        self._started = not ray.is_initialized()
+        if not self._started:
+            return
+        # The pipeline's own folder must not come first on the workers' path, and their logs are ours to show.
+        options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+        if address is None:
+            options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
+        else:
+            options["address"] = address
+        ray.init(**options)
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        if self._started:
+            ray.shutdown()
+
+    def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
+        """Yield each unit as it is done; after an error no other unit starts."""
+        resources = _resources(context.config, step)
+        actors = [
+            _Worker.options(
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+                max_restarts=_RETRIES,
+                max_task_retries=_RETRIES,
+            ).remote(context.run.url, settings.dump(context.config))
+            for _ in range(min(resources.workers, len(units)))
+        ]
+        waiting = iter(units)
+        running: dict[Any, Any] = {}
+        failed: BaseException | None = None
+        try:
+            idle = list(actors)
+            while True:
+                while idle and failed is None and not context.should_stop():
+                    unit = next(waiting, None)
+                    if unit is None:
+                        break
+                    actor = idle.pop()
+                    running[actor.execute.remote(unit)] = actor
+                if not running or context.should_stop():
+                    break
+                for reference in ray.wait(list(running), timeout=_POLL_S)[0]:
+                    idle.append(running.pop(reference))
+                    try:
+                        yield ray.get(reference)
+                    except CurationError as error:
+                        failed = failed or _plain(error)
+                    except ray.exceptions.RayActorError as error:
+                        failed = failed or StageError(
+                            step.stage, None, f"its worker died {_RETRIES + 1} times: {error}; is there enough memory?"
+                        )
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+        if failed is not None:
+            raise failed
+
+
+@ray.remote
+class _Worker:
+    """Holds the stage of a step, and does its units one after the other."""
+
+    def __init__(self, url: str, config: str) -> None:
+        import yaml
+
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self._context = Context(Run(url), settings.parse(RunConfig, yaml.safe_load(config), "run.yaml"))
+        self._plan = build_plan(self._context.config)
+
+    def execute(self, unit: Unit) -> Done:
+        return execute(self._context, self._plan, unit)
+
+
+def _resources(config: RunConfig, step: Step) -> ResourceConfig:
+    default = config.resources.get("default", ResourceConfig())
+    return config.resources.get(step.stage, default)
+
+
+def _plain(error: CurationError) -> BaseException:
+    """Return the error as it was raised in the actor, without Ray's wrapping."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, CurationError) else error

@@ -1,0 +1,235 @@
+"""One unit of work: one step on one shard, or one reduce. The same code whoever runs it."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation.errors import CurationError, InputError, StageError
+from curation.fingerprint import fingerprint
+from curation.pipelines import image_pass, ingest
+from curation.pipelines.context import Context
+from curation.pipelines.plan import Plan, Step
+from curation.schema import Table
+from curation.stage import ShardView
+from curation.store import Marker, disk_full_is_said
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is to be done, and what its marker will say of its causes.
+
+    Attributes:
+        step: Name of the step.
+        collection: The collection; empty for a reduce.
+        shard: The shard; None for a reduce and for ``crawl``.
+        inputs: Parts of the fingerprint by name.
+        covers: Digest of the verdicts that say which rows are needed.
+    """
+
+    step: str
+    collection: str
+    shard: int | None
+    inputs: dict[str, str]
+    covers: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """What the output is made from."""
+        return fingerprint(self.inputs)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a unit.
+
+    Attributes:
+        unit: The unit.
+        num_rows: Rows of the output.
+        num_computed: Rows that were worked on; the others were there already or not needed.
+        seconds: Time it took.
+    """
+
+    unit: Unit
+    num_rows: int
+    num_computed: int
+    seconds: float
+
+
+def execute(context: Context, plan: Plan, unit: Unit) -> Done:
+    """Do a unit and commit its output.
+
+    Raises:
+        CurationError: ``StageError`` for what goes wrong in a stage; storage and configuration errors as they are.
+    """
+    step = plan.step(unit.step)
+    start = time.monotonic()
+    try:
+        if step.kind == "crawl":
+            num_rows = num_computed = ingest.crawl(context, unit)
+        elif step.kind == "fetch":
+            num_rows = num_computed = ingest.fetch(context, unit)
+        elif step.kind == "images":
+            num_rows, num_computed = image_pass.run(context, plan, step, unit)
+        elif step.kind == "map":
+            num_rows = num_computed = _map(context, plan, step, unit)
+        else:
+            num_rows = num_computed = _reduce(context, plan, step, unit)
+    except CurationError:
+        raise
+    except OSError as error:
+        with disk_full_is_said(context.run.url):
+            raise
+        raise StageError(step.stage, unit.shard, str(error)) from error  # pragma: no cover
+    return Done(unit, num_rows, num_computed, time.monotonic() - start)
+
+
+def _map(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
+    start = time.monotonic()
+    shard, collection = _shard(unit), unit.collection
+    stage = context.once(f"stage:{step.name}", lambda: step.make(context))
+    columns: dict[str, pa.ChunkedArray] = {}
+    num_rows = 0
+    for table in step.existing(step.reads, collection, plan):
+        read = context.run.read_table(collection, table.name, shard)
+        num_rows = read.num_rows
+        for name in read.schema.names:
+            columns[f"{table.name}.{name}" if name in columns else name] = read.column(name)
+    kept = context.kept(collection, shard, num_rows, step.existing(step.after, collection, plan))
+    table = stage(pa.table(columns), kept)
+    _check(step, shard, table, num_rows)
+    context.run.commit(collection, step.name, shard, table, _marker(unit, start))
+    return num_rows
+
+
+def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
+    start = time.monotonic()
+    inputs = _Inputs(context, plan, step)
+    total = num_shards = 0
+    digests = {}
+    with tempfile.TemporaryDirectory(prefix=f"curation-{step.name}-") as folder:
+        stage = step.make(context)
+        try:
+            for collection, shard, table in stage(inputs, Path(folder)):
+                if context.should_stop():
+                    raise InterruptedError
+                _check(step, shard, table, inputs.num_rows(collection, shard))
+                marker = context.run.commit(collection, step.name, shard, table, _marker(unit, start))
+                digests[f"{collection}/{shard}"] = marker.digest
+                total += table.num_rows
+                num_shards += 1
+        except StageError:
+            _keep_evidence(context, step, Path(folder))
+            raise
+        files = {name: Path(folder) / name for name in step.makes}
+        for name, path in sorted(files.items()):
+            digests[name] = _file_digest(path)
+        made = Marker(
+            fingerprint=unit.fingerprint,
+            digest=fingerprint(digests),
+            num_rows=total,
+            files={},
+            inputs=unit.inputs,
+            num_shards=num_shards,
+            seconds=time.monotonic() - start,
+        )
+        context.run.commit_artefacts(step.name, files, made)
+    return total
+
+
+def _keep_evidence(context: Context, step: Step, folder: Path) -> None:
+    """Keep what a stage that stopped on purpose has left: it explains why."""
+    for name in step.makes:
+        if (folder / name).exists():
+            context.run.write_bytes(f"stopped/{step.name}/{name}", (folder / name).read_bytes())
+
+
+class _Inputs:
+    """``curation.stage.ReduceInputs`` over a run."""
+
+    def __init__(self, context: Context, plan: Plan, step: Step) -> None:
+        self._context = context
+        self._plan = plan
+        self._step = step
+        self._rows: dict[tuple[str, int], int] = {}
+
+    def collections(self, kind: str) -> list[str]:
+        return self._context.collections(kind) if kind in self._step.collections else []
+
+    def artefacts(self, step: str) -> Path:
+        return self._context.artefacts(step)
+
+    def shards(self, collection: str) -> Iterator[ShardView]:
+        context, run = self._context, self._context.run
+        verdicts = self._step.existing(self._step.after, collection, self._plan)
+        for shard, marker in shard_markers(context, collection).items():
+            num_rows = self._rows[collection, shard] = marker.num_rows
+            blurred = run.marker(collection, "faces", shard) if self._step.locations else None
+
+            def read(table: Table, columns: Sequence[str] | None = None, shard: int = shard) -> pa.Table:
+                return run.read_table(collection, table.name, shard, columns)
+
+            def images(rows: npt.NDArray[np.int64], shard: int = shard) -> Iterator[tuple[int, bytes]]:
+                return image_pass.encoded(context, collection, shard, rows)
+
+            yield ShardView(
+                collection,
+                shard,
+                num_rows,
+                context.kept(collection, shard, num_rows, verdicts),
+                read,
+                images,
+                blurred.files["images"] if blurred is not None else "",
+            )
+
+    def num_rows(self, collection: str, shard: int) -> int:
+        if (collection, shard) not in self._rows:
+            self._rows[collection, shard] = shard_markers(self._context, collection)[shard].num_rows
+        return self._rows[collection, shard]
+
+
+def shard_markers(context: Context, collection: str) -> dict[int, Marker]:
+    """Return the ``crawl`` markers of a collection's shards.
+
+    Raises:
+        InputError: If the collection has not been crawled.
+    """
+    crawled = context.run.artefact_marker(ingest.crawl_marker(collection))
+    if crawled is None:
+        raise InputError(f"{context.run.url}: {collection} has not been crawled; run the crawl stage first")
+    markers = context.run.markers(collection, "crawl")
+    return {shard: marker for shard, marker in markers.items() if shard < crawled.num_shards}
+
+
+def _shard(unit: Unit) -> int:
+    if unit.shard is None:
+        raise StageError(unit.step, None, "is a step on shards, but was given none")
+    return unit.shard
+
+
+def _marker(unit: Unit, start: float) -> dict[str, Any]:
+    return {
+        "fingerprint": unit.fingerprint,
+        "inputs": unit.inputs,
+        "covers": unit.covers,
+        "seconds": time.monotonic() - start,
+    }
+
+
+def _check(step: Step, shard: int, table: pa.Table, num_rows: int) -> None:
+    if step.writes is None or table.schema.names != step.writes.schema.names:
+        raise StageError(step.stage, shard, f"wrote columns {table.schema.names}, promised {step.writes}")
+    if table.num_rows != num_rows:
+        raise StageError(step.stage, shard, f"wrote {table.num_rows} rows for a shard of {num_rows}")
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,8 +1,14 @@
 """Curate self-supervised image datasets from crawled pages, and train DINOv2 on them."""
 
-from importlib import metadata
+from typing import Any
 
-try:
-    __version__ = metadata.version("curation")
-except metadata.PackageNotFoundError:  # a source tree on sys.path that was never installed
-    __version__ = "0+unknown"
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import metadata  # takes longer than all else that `curate --help` imports
+
+    try:
+        return metadata.version("curation")
+    except metadata.PackageNotFoundError:  # a source tree on sys.path that was never installed
+        return "0+unknown"

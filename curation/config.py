@@ -266,10 +266,25 @@ def load(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
+    return parse(model, *overridden(tree, str(path), overrides))
+
+
+def overridden(
+    tree: Any, origin: str, overrides: Sequence[str]
+) -> tuple[dict[str, Any], str, dict[str, str], list[str]]:
+    """Apply ``key.subkey=value`` changes to a tree of plain values.
+
+    Returns:
+        The arguments of ``parse`` behind the model: the changed tree, ``origin``, where each changed key was set, and
+        changes that could not be made.
+
+    Raises:
+        ConfigError: The tree is not a mapping.
+    """
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: must be a mapping of sections, got {_shown(tree)}"])
+        raise ConfigError([f"{origin}: must be a mapping of sections, got {_shown(tree)}"])
     origins: dict[str, str] = {}
     problems: list[str] = []
     for override in overrides:
@@ -277,7 +292,7 @@ def load(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
             origins[_override(tree, override)] = f"--set {override}"
         except ValueError as error:
             problems.append(f"--set {override}: {error}")
-    return parse(model, tree, str(path), origins, problems)
+    return tree, origin, origins, problems
 
 
 def parse(

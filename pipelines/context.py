@@ -26,6 +26,7 @@ class Context:
         self.run = run
         self.config = config
         self.should_stop = should_stop
+        self.on_rows: Callable[[int], None] = lambda num_rows: None  # told of rows as they are worked on
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 

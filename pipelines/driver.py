@@ -54,7 +54,14 @@ class Warned:
     message: str
 
 
-Event = StepStarted | Done | StepEnded | Warned
+@dataclass(frozen=True)
+class RowsDone:
+    """Rows of a unit at work have been worked on; comes from the threads that work."""
+
+    num_rows: int
+
+
+Event = StepStarted | RowsDone | Done | StepEnded | Warned
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def bring_up(
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
         asked = context.should_stop
         context.should_stop = lambda: asked() or lease.lost.is_set()
+        context.on_rows = lambda num_rows: on_event(RowsDone(num_rows))
         try:
             for step in steps:
                 _bring_up_step(context, plan, step, request, runner, on_event)
@@ -105,20 +113,23 @@ def bring_up(
         tidy(context, steps)
 
 
-def redo_cost(context: Context, plan: Plan, stages: frozenset[str]) -> list[str]:
-    """Return a line for each stage that would be done again: what it costs."""
+def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = "manifest") -> list[str]:
+    """Return what doing stages again costs, a line a step: they themselves and what is protected behind them."""
+    steps = plan.through(last)
+    first = min((index for index, step in enumerate(steps) if step.stage in stages), default=len(steps))
     lines = []
-    for stage in plan.stages:
-        steps = [step for step in plan.steps if step.stage == stage and stage in stages]
-        for step in steps:
-            found = [context.run.markers(collection, step.name) for collection in collections(context, step)]
-            markers = [marker for shards in found for marker in shards.values()]
-            if markers:
-                lines.append(
-                    f"{step.name}: {len(markers)} shards, {sum(m.num_rows for m in markers)} rows, "
-                    f"{sum(m.seconds for m in markers):.0f} s of work"
-                    + (" (sends its requests to the hosts again)" if step.name == "fetch" else "")
-                )
+    for index, step in enumerate(steps):
+        if step.stage not in stages and not (step.protected and index > first):
+            continue
+        found = [context.run.markers(collection, step.name) for collection in collections(context, step)]
+        markers = [marker for shards in found for marker in shards.values()]
+        if markers:
+            lines.append(
+                f"{step.name}: {len(markers)} shards, {sum(m.num_rows for m in markers)} rows, "
+                f"{sum(m.seconds for m in markers):.0f} s of work"
+                + (" (requests go to the hosts again)" if step.name == "fetch" else "")
+                + ("" if step.stage in stages else ", where its inputs change")
+            )
     return lines
 
 

@@ -85,6 +85,7 @@ def _compute(
         columns = dict(stage([item.value for item in good])) if good else {}
         tables.append(_table(stage.writes.schema, columns, good, batch, ids, tar))
         rows.extend(item.row for item in batch)
+        context.on_rows(len(batch))
         batch.clear()
 
     for item in _prepared(context, stage, source, ids):

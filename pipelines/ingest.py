@@ -101,6 +101,7 @@ def fetch(context: Context, unit: "Unit") -> int:
         for fetched in fetch_links(links, context.config, context.should_stop):
             store = not (in_place and links[fetched.index].source_kind != "web")
             rows[fetched.index] = _row(fetched, tar if store else None)
+            context.on_rows(1)
     if context.should_stop():
         run.remove(raw)
         raise InterruptedError

@@ -1,0 +1,361 @@
+"""The command line: ``curate``. The only module that parses arguments or prints.
+
+Exit codes: 0 done; 1 failed; 2 wrong use (arguments or settings); 130 interrupted, the next run goes on.
+What is heavy (torch, faiss, ray) is imported by the command that needs it, so that ``--help`` answers at once.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from curation.errors import ConfigError, CurationError, UsageError
+
+if TYPE_CHECKING:
+    from curation.pipelines.context import Context
+    from curation.pipelines.driver import Runner
+    from curation.pipelines.plan import Plan
+
+_STAGES = "crawl fetch pca_hash nsfw faces sscd dedup embed index cluster retrieve manifest"
+_EXAMPLES = """examples:
+  curate demo                                        see everything work on a small website
+  curate run --config my.yaml --run runs/my          crawl to manifest; run again to go on
+  curate run --run runs/my --stage dedup --set dedup.threshold=0.7
+  curate status --run runs/my                        what is done, stale and left
+  curate train --manifest runs/my/manifest.parquet --config configs/dinov2/tiny.yaml --output runs/my/train
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow each other down on shared cores
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    try:
+        command: Callable[[argparse.Namespace], int] = options.command
+        return command(options)
+    except UsageError as error:
+        print(_prefixed(str(error)), file=sys.stderr)
+        return 2
+    except CurationError as error:
+        print(_prefixed(str(error)), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("curate: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    from curation.pipelines.driver import Request, bring_up, redo_cost
+    from curation.pipelines.publish import publish
+    from curation.progress import reporter
+
+    context, plan = _open(options)
+    redo = frozenset(options.redo)
+    for stage in redo:
+        plan.check_stage(stage)
+    plan.check_stage(options.stage)
+    if redo and not _agreed(redo_cost(context, plan, redo, options.stage), options.yes):
+        return 1
+    request = Request(options.stage, options.only, redo, options.refit)
+    with _interruptible(context), _runner(options) as runner, reporter(sys.stderr) as report:
+        bring_up(context, plan, request, runner, report)
+    published = publish(context)
+    if published is not None and options.stage == "manifest":
+        _print_funnel(published)
+        print(f"manifest  {context.run.url.rstrip('/')}/manifest.parquet")
+        print(f"images    {published['num_images']}")
+        print(f"digest    {published['digest']}")
+    return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from curation.pipelines.overview import overview
+
+    context, plan = _open(options)
+    found = overview(context, plan)
+    if options.json:
+        print(json.dumps(found.as_dict(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from curation.pipelines.overview import write_report
+
+    context, plan = _open(options)
+    print(write_report(context, plan))
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    from curation import config as settings
+    from curation.config import RunConfig
+
+    print(settings.dump(settings.load(RunConfig, options.config, options.set)), end="")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    from curation.errors import WeightsError
+    from curation.models.weights import registered, resolve
+
+    for entry in registered():
+        try:
+            where = str(resolve(entry.name, (entry.license,)).path)
+        except WeightsError as error:
+            where = f"missing: {error}"
+        print(f"{entry.name:<20} {entry.role:<8} {entry.license:<32} {where}")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from curation import config as settings
+    from curation.dinov2.config import TrainConfig
+    from curation.dinov2.train import train
+
+    config = settings.load(TrainConfig, options.config, options.set)
+    output = Path(options.output)
+    stop = _Stop()
+    with stop:
+        result = train(
+            _manifest_of(options.manifest),
+            config,
+            output,
+            resume=options.resume,
+            device=options.device,
+            on_step=_step_printer(config),
+            should_stop=stop.is_set,
+        )
+    if stop.is_set():
+        raise KeyboardInterrupt
+    print(json.dumps({"steps": result.steps, "checkpoint": str(result.checkpoint), "log": str(result.log)}))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from curation.demo.demo import run_demo
+    from curation.progress import reporter
+
+    stop = _Stop()
+    with stop, reporter(sys.stderr) as report:
+        result = run_demo(Path(options.folder), options.port, options.workers, stop.is_set, report)
+    print("\n".join(result.lines))
+    return 0 if result.passed else 1
+
+
+def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
+    """Return the run and its plan; settings come from ``--config``, else from the run itself."""
+    from curation import config as settings
+    from curation.config import RunConfig
+    from curation.pipelines.context import Context
+    from curation.pipelines.lvd142m import build_plan
+    from curation.store import Run
+
+    config_path = getattr(options, "config", None)
+    if options.run is None and config_path is None:
+        raise UsageError("give --run FOLDER (a run that exists), or --config FILE (to start one)")
+    run = Run(options.run or f"runs/{Path(config_path).stem}")
+    overrides = getattr(options, "set", [])
+    if config_path is not None:
+        config = settings.load(RunConfig, config_path, overrides)
+    elif run.exists("run.yaml"):
+        import yaml
+
+        tree = yaml.safe_load(run.read_bytes("run.yaml"))
+        config = settings.parse(RunConfig, *settings.overridden(tree, f"{run.url}/run.yaml", overrides))
+    else:
+        raise ConfigError([f"{run.url}: is no run yet (it has no run.yaml); start one with --config FILE"])
+    return Context(run, config), build_plan(config)
+
+
+class _Stop:
+    """Ctrl-C and SIGTERM ask for a clean end; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._before: dict[int, Any] = {}
+
+    def is_set(self) -> bool:
+        return self._event.is_set()
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._event.is_set():
+            raise KeyboardInterrupt
+        self._event.set()
+        print("curate: stopping; press Ctrl-C again to stop at once", file=sys.stderr)
+
+
+def _interruptible(context: "Context") -> _Stop:
+    stop = _Stop()
+    context.should_stop = stop.is_set
+    return stop
+
+
+class _runner:  # noqa: N801  # reads as a function where it is used
+    """The runner that the options ask for; leaves a Ray cluster when done."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._close: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> "Runner":
+        if self._options.ray_address is not None or self._options.runner == "ray":
+            from curation.pipelines.ray_runner import RayRunner
+
+            ray_runner = RayRunner(self._options.ray_address)
+            self._close = ray_runner.close
+            return ray_runner
+        from curation.pipelines.local_runner import LocalRunner
+
+        return LocalRunner(self._options.workers)
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+
+def _agreed(costs: Sequence[str], yes: bool) -> bool:
+    """Say what doing stages again costs, and ask."""
+    if not costs:
+        return True
+    print("--redo throws this away and does it again:", *(f"  {line}" for line in costs), sep="\n", file=sys.stderr)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise UsageError("add --yes to agree")
+    return input("go on? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _print_funnel(summary: dict[str, Any]) -> None:
+    for collection, entries in sorted(summary["funnel"].items()):
+        print(f"{collection}")
+        print(f"  {'stage':<10} {'in':>12} {'out':>12}  rejected")
+        for entry in entries:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
+            print(f"  {entry['stage']:<10} {entry['in']:>12,} {entry['out']:>12,}  {reasons}".rstrip())
+
+
+def _step_printer(config: Any) -> Callable[[Any], None]:
+    def show(report: Any) -> None:
+        if report.step % max(1, config.log_every) == 0 or report.step == report.steps:
+            print(json.dumps(report.as_dict()), file=sys.stderr)
+
+    return show
+
+
+def _manifest_of(path: str) -> str:
+    """Return the manifest of a run's folder, or the file itself."""
+    return path if path.endswith(".parquet") else f"{path.rstrip('/')}/manifest.parquet"
+
+
+def _prefixed(message: str) -> str:
+    return "\n".join(f"curate: {line}" for line in message.splitlines())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="curate",
+        description="Curate image datasets from crawled pages, and train DINOv2 on them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, help="print the version")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "bring a run up to a stage; do only what is left or stale")
+    run.add_argument("--config", help="settings (YAML); default: those of the run")
+    run.add_argument("--run", help="folder or URL of the run (file, s3://, gs://, memory://); default: runs/<config name>")
+    run.add_argument("--stage", default="manifest", help=f"up to and including this one of: {_STAGES}")
+    run.add_argument("--only", action="store_true", help="refuse to run anything before --stage")
+    run.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do a finished stage again")
+    run.add_argument("--yes", action="store_true", help="agree to what --redo costs")
+    run.add_argument("--refit", action="store_true", help="fit PCA and centroids again; what used them becomes stale")
+    run.add_argument("--runner", choices=("local", "ray"), default="local", help="threads of this process, or Ray")
+    run.add_argument("--ray-address", help="join this Ray cluster (auto, or ray://host:10001); implies --runner ray")
+    run.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time (local runner)")
+    _add_set(run)
+
+    status = _command(commands, "status", _status, "what is done, stale and left; rows kept and rejected by reason")
+    status.add_argument("--run", required=True, help="folder or URL of the run")
+    status.add_argument("--json", action="store_true", help="as JSON")
+
+    report = _command(commands, "report", _report, "write report.html into the run and print its path")
+    report.add_argument("--run", required=True, help="folder or URL of the run")
+
+    config = _command(commands, "config", _config, "check settings and print them with every default")
+    config.add_argument("--config", required=True, help="settings (YAML)")
+    _add_set(config)
+
+    _command(commands, "models", _models, "list weights: what for, licence, where they are")
+
+    train = _command(commands, "train", _train, "train DINOv2 on a manifest")
+    train.add_argument("--manifest", required=True, help="manifest.parquet, or the run's folder")
+    train.add_argument("--config", required=True, help="training settings (YAML), such as configs/dinov2/tiny.yaml")
+    train.add_argument("--output", required=True, help="folder for checkpoints and the log")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    train.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    _add_set(train)
+
+    demo = _command(commands, "demo", _demo, "crawl, curate and train on a small website served on this machine")
+    demo.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
+    demo.add_argument("--port", type=int, default=0, help="port of the website; default: a free one, kept for next time")
+    demo.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, command: Callable[[argparse.Namespace], int], text: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(command=command)
+    return parser
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting: --set fetch.timeout_s=10"
+    )
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: reading package metadata takes longer than the help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=options.get("help"))
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: Any) -> None:
+        from curation import __version__
+
+        print(f"curate {__version__}")
+        parser.exit()
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

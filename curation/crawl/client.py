@@ -1,0 +1,232 @@
+"""One URL to its bytes, whatever the server does.
+
+A deadline covers everything from the name look-up to the last byte, retries and redirects included. Each hop of a
+redirect is checked like the first URL: its form, its address, its robots.txt. Environment proxies, cookies and netrc
+are not used.
+"""
+
+import asyncio
+import email.utils
+import random
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import yarl
+
+from curation.config import FetchConfig
+from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_literal, is_public
+from curation.crawl.body import read_body
+from curation.crawl.robots import MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots
+from curation.crawl.urls import WebUrl, parse
+from curation.errors import LinkError
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
+_RETRIED_REASONS = frozenset({"connect", "truncated"})
+_FIRST_BACKOFF_S = 0.5
+# Short, because a crawl meets thousands of hosts a minute: idle connections would use up the file descriptors.
+_KEEPALIVE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server sent in the end.
+
+    Attributes:
+        status: HTTP status, 2xx.
+        body: Decompressed.
+        url: Where it came from, after redirects.
+        content_type: Header as sent; empty where there is none.
+    """
+
+    status: int
+    body: bytes
+    url: WebUrl
+    content_type: str
+
+
+class Client:
+    """HTTP with limits; an async context manager.
+
+    Args:
+        config: Limits.
+        max_bytes: Limit of a body.
+        accept: Accept header.
+        cut: Keep the first ``max_bytes`` of a longer body instead of refusing it.
+        allow: Which addresses may be connected to; None: as ``config.allow_private_addresses`` says.
+        resolver: None: a new one that obeys ``allow``.
+    """
+
+    def __init__(
+        self,
+        config: FetchConfig,
+        max_bytes: int,
+        accept: str,
+        cut: bool = False,
+        allow: Callable[[IPAddress], bool] | None = None,
+        resolver: CheckedResolver | None = None,
+    ) -> None:
+        self._config = config
+        self._max_bytes = max_bytes
+        self._cut = cut
+        self._accept = accept
+        self._allow = allow or (anything if config.allow_private_addresses else is_public)
+        self._given_resolver = resolver
+        self._robots = Robots(self._read_robots, config.user_agent, config.timeout_s / 2)
+
+    async def __aenter__(self) -> Self:
+        self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver,
+            use_dns_cache=False,  # the resolver has its own, which also keeps refusals
+            limit=0,
+            keepalive_timeout=_KEEPALIVE_S,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            auto_decompress=False,  # read_body does, with a limit
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
+            headers={
+                "User-Agent": self._config.user_agent,
+                "Accept": self._accept,
+                "Accept-Encoding": "gzip, deflate",
+            },
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._robots.close()
+        await self._session.close()
+        if self._given_resolver is None:
+            await self._resolver.close()
+
+    async def get(self, url: str) -> Answer:
+        """Fetch a URL.
+
+        Raises:
+            LinkError: With one of ``links.LINK_REASONS``, or ``http_<status>``.
+        """
+        end = time.monotonic() + self._config.timeout_s
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                return await self._with_retries(parse(url), end)
+        except TimeoutError:
+            raise LinkError("timeout", f"not done in {self._config.timeout_s:g} s") from None
+
+    async def _with_retries(self, url: WebUrl, end: float) -> Answer:
+        for attempt in range(self._config.retries + 1):
+            try:
+                return await self._follow(url, self._config.max_redirects, self._config.respect_robots)
+            except _RetryLaterError as error:
+                # Full jitter, so that the links of one host do not come back together.
+                delay_s = max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt)
+                if attempt == self._config.retries or time.monotonic() + delay_s >= end:
+                    raise LinkError(error.reason, error.detail, error.status) from error
+                await asyncio.sleep(delay_s)
+        raise LinkError("connect", "no attempt was made")
+
+    async def _follow(self, url: WebUrl, max_redirects: int, ask_robots: bool, max_bytes: int | None = None) -> Answer:
+        for _ in range(max_redirects + 1):
+            check_literal(url.host, self._allow)
+            if ask_robots:
+                await self._robots.check(url)
+            answer = await self._request(url, max_bytes)
+            if isinstance(answer, Answer):
+                return answer
+            url = answer
+        raise LinkError("too_many_redirects", f"more than {max_redirects}")
+
+    async def _request(self, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
+        """Return the answer, or where a redirect points to."""
+        try:
+            async with self._session.get(yarl.URL(str(url), encoded=True), allow_redirects=False) as answer:
+                return await self._take(answer, url, max_bytes)
+        except (ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError) as error:
+            raise LinkError("tls", _said(error)) from error
+        except aiohttp.ClientPayloadError as error:
+            raise _RetryLaterError("truncated", _said(error)) from error
+        except aiohttp.ServerTimeoutError as error:
+            raise _RetryLaterError("connect", _said(error)) from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # ValueError: what aiohttp raises on some malformed answers.
+            if isinstance(error, TimeoutError):
+                raise
+            raise _RetryLaterError("connect", _said(error)) from error
+
+    async def _take(self, answer: aiohttp.ClientResponse, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
+        if answer.status in _REDIRECTS:
+            return _target(answer, url)
+        if not 200 <= answer.status < 300:
+            raise _status_error(answer)
+        try:
+            body = await read_body(answer, max_bytes or self._max_bytes, self._cut or max_bytes is not None)
+            if not body:
+                raise LinkError("empty", "no bytes")
+        except LinkError as error:
+            error.status = answer.status
+            raise
+        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""))
+
+    async def _read_robots(self, url: WebUrl) -> bytes:
+        for attempt in range(self._config.retries + 1):
+            try:
+                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, False, MAX_ROBOTS_BYTES)).body
+            except _RetryLaterError as error:
+                if attempt == self._config.retries:
+                    raise
+                await asyncio.sleep(max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt))
+        raise LinkError("connect", "no attempt was made")
+
+
+class _RetryLaterError(LinkError):
+    """A failure that may be gone at the next attempt.
+
+    Attributes:
+        wait_s: What the server asked for, in seconds.
+    """
+
+    def __init__(self, reason: str, detail: str = "", status: int | None = None, wait_s: float = 0.0) -> None:
+        super().__init__(reason, detail, status)
+        self.wait_s = wait_s
+
+
+def _target(answer: aiohttp.ClientResponse, url: WebUrl) -> WebUrl:
+    location = answer.headers.get("Location", "")
+    if not location:
+        raise LinkError("bad_redirect", "no Location", answer.status)
+    try:
+        return parse(location, str(url))
+    except LinkError as error:
+        raise LinkError("bad_redirect", error.detail, answer.status) from error
+
+
+def _status_error(answer: aiohttp.ClientResponse) -> LinkError:
+    reason = f"http_{answer.status}"
+    if answer.status not in _RETRIED_STATUSES:
+        return LinkError(reason, answer.reason or "", answer.status)
+    wait_s = retry_after_s(answer.headers.get("Retry-After", ""))
+    return _RetryLaterError(reason, answer.reason or "", answer.status, wait_s)
+
+
+def retry_after_s(header: str) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 where it says nothing."""
+    text = header.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]

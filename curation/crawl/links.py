@@ -1,0 +1,90 @@
+"""Links: what ``crawl`` finds and ``fetch`` turns into images."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from curation import schema
+from curation.images import ImageInfo
+
+SourceKind = Literal["web", "file", "tar", "parquet"]
+
+LINK_REASONS = frozenset(
+    {
+        "bad_url",  # not an http or https URL, or not a URL at all
+        "policy_address",  # the host is, or resolves only to, addresses that are not public
+        "robots",  # robots.txt forbids it, or could not be read
+        "dns",  # the name does not resolve
+        "connect",  # no connection, or one that broke or did not speak HTTP
+        "tls",  # the certificate or the handshake
+        "timeout",  # the deadline passed, from DNS to the last byte
+        "bad_redirect",  # a redirect without a target, or to something that is not http or https
+        "too_many_redirects",
+        "too_large",  # more bytes than allowed, before or after decompression
+        "truncated",  # the server promised more bytes than it sent
+        "empty",  # no bytes
+        "undecodable",  # the content encoding is broken
+        "missing_file",  # a local image is gone, or a Parquet row holds no bytes
+        "unreadable",  # a local image cannot be read
+    }
+)  # and http_<status>, and schema.IMAGE_REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Where one image is; a row of ``schema.CRAWL``.
+
+    Attributes:
+        url: Normalised; ``file:///path``, ``file:///x.tar#member`` or ``file:///x.parquet#row`` for local sets.
+        page_urls: Pages that show the image, sorted.
+        source_kind: Where the bytes come from.
+        source_path: Local file; None for the web.
+        source_offset: First byte in a tar; row number in a Parquet file.
+        source_bytes: Length in a tar or of a file.
+    """
+
+    url: str
+    page_urls: tuple[str, ...] = ()
+    source_kind: SourceKind = "web"
+    source_path: str | None = None
+    source_offset: int | None = None
+    source_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What became of one link: bytes that decode, or a reason.
+
+    Attributes:
+        index: Position of the link in the list that was fetched.
+        data: Encoded bytes as they came; None where rejected.
+        info: Format and size; None where rejected.
+        reject_reason: One of ``LINK_REASONS``, ``schema.IMAGE_REASONS``, or ``http_<status>``; None where kept.
+        http_status: Of the last answer; None for local sets and failures before it.
+        fetch_ms: Milliseconds from the first attempt to the last byte.
+        detail: Why, in words.
+    """
+
+    index: int
+    data: bytes | None
+    info: ImageInfo | None
+    reject_reason: str | None
+    http_status: int | None = None
+    fetch_ms: int = 0
+    detail: str = ""
+
+
+def to_table(links: Sequence[Link]) -> pa.Table:
+    """Return ``links`` as rows of ``schema.CRAWL``, in order."""
+    fields = schema.CRAWL.schema
+    columns = [pa.array([getattr(link, field.name) for link in links], field.type) for field in fields]
+    return pa.table(columns, schema=fields)
+
+
+def from_table(table: pa.Table) -> Iterator[Link]:
+    """Yield the links of a table with the columns of ``schema.CRAWL``, in order."""
+    for batch in table.select(schema.CRAWL.schema.names).to_batches(max_chunksize=1024):
+        for row in batch.to_pylist():
+            yield Link(**{**row, "page_urls": tuple(row["page_urls"] or ())})

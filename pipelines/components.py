@@ -7,6 +7,8 @@ that are shown stay in memory; thumbnails, read from the blurred tars.
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +16,21 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from curation import images
-from curation.errors import ImageError
+from curation.errors import ImageError, InputError
 from curation.pipelines.context import Context
 from curation.pipelines.ingest import image_id
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.tallies import finished_verdicts, is_finished, read_aligned, reasons, shard_rows, steadily
 from curation.report.data import Component, Components, Member, SizeBin
+from curation.stages.manifest import Excluded
 from curation.stages.nsfw import nsfw_verdict
 
 NUM_LARGEST = 50
 NUM_MEMBERS = 12
 THUMBNAIL_PX = 112
 _QUALITY = 80
-# Takedowns: whoever asked for an image to go would not want to see it here.
-_HIDDEN = ("excluded_url", "excluded_domain", "excluded_id")
+# Never shown, whatever is stored: unsafe images, and takedowns.
+_HIDDEN = frozenset({"nsfw", "excluded_url", "excluded_domain", "excluded_id"})
 
 
 @dataclass(frozen=True)
@@ -124,40 +127,50 @@ def _members(
 ) -> dict[str, list[_Place]]:
     members = {component_id: _Members() for component_id in largest}
     wanted = pa.array(list(largest), pa.string())
+    excluded = _excluded(context)
     for shard, num_rows in rows.items():
         ids = read_aligned(context.run, "pool", "dedup", shard, ["component_id"], num_rows).column(0)
         mine = np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy())
         if len(mine):
-            for component_id, place in _places(context, verdicts, shard, num_rows, pa.array(mine)):
+            for component_id, place in _places(context, verdicts, excluded, shard, num_rows, pa.array(mine)):
                 members[component_id].add(place)
     return {component_id: found.shown() for component_id, found in members.items()}
 
 
+def _excluded(context: Context) -> Excluded | None:
+    """Return the takedown lists, or None where they cannot be read: then nothing is shown at all."""
+    try:
+        return Excluded(context.config.manifest.exclude)
+    except InputError:
+        return None
+
+
 def _places(
-    context: Context, verdicts: list[Step], shard: int, num_rows: int, mine: pa.Array
+    context: Context, verdicts: list[Step], excluded: Excluded | None, shard: int, num_rows: int, mine: pa.Array
 ) -> Iterator[tuple[str, _Place]]:
     """Yield the component and the member of each row in ``mine``."""
 
-    def column(step: str, name: str) -> list[object]:
-        values: list[object] = read_aligned(context.run, "pool", step, shard, [name], num_rows).column(0).take(mine).to_pylist()
-        return values
+    def column(step: str, name: str) -> pa.ChunkedArray:
+        return read_aligned(context.run, "pool", step, shard, [name], num_rows).column(0).take(mine)
 
     first: list[str | None] = [None] * len(mine)
     for _, found in reasons(context.run, "pool", shard, num_rows, verdicts):
         first = [known or reason for known, reason in zip(first, found.take(mine).to_pylist(), strict=True)]
-    columns = (
-        column("dedup", "component_id"),
-        column("fetch", "image_id"),
-        column("crawl", "url"),
-        column("dedup", "reject_reason"),
-        column("dedup", "duplicate_of"),
-        column("dedup", "similarity"),
-    )
-    for row, reason, component_id, own_id, url, rejected, copy_of, similarity in zip(
-        mine.to_pylist(), first, *columns, strict=True
+    ids, url = column("fetch", "image_id"), column("crawl", "url")
+    hashed = any(step.name == "pca_hash_verdict" for step in verdicts)
+    urls = column("pca_hash_verdict", "urls") if hashed else pa.nulls(len(mine), pa.list_(pa.string()))
+    hidden = ["excluded_url"] * len(mine)
+    if excluded is not None:
+        named = pa.table({"image_id": ids, "url": url, "urls": urls})
+        hidden = excluded.reasons(named, np.ones(len(mine), bool)).to_pylist()
+    columns: list[list[Any]] = [
+        column("dedup", name).to_pylist() for name in ("component_id", "reject_reason", "duplicate_of", "similarity")
+    ]
+    for row, own_id, where, reason, hide, (component_id, rejected, copy_of, similarity) in zip(
+        mine.to_pylist(), ids.to_pylist(), url.to_pylist(), first, hidden, zip(*columns, strict=True), strict=True
     ):
-        member = Member(str(own_id), str(url), reason, copy_of, similarity)  # type: ignore[arg-type]
-        yield str(component_id), _Place(shard, row, member, rejected is None)
+        member = Member(own_id, "" if hide else where, hide or reason, copy_of, similarity)
+        yield component_id, _Place(shard, row, member, rejected is None)
 
 
 def _thumbnails(context: Context, rows: Mapping[int, int], places: list[_Place]) -> dict[tuple[int, int], bytes]:
@@ -167,7 +180,7 @@ def _thumbnails(context: Context, rows: Mapping[int, int], places: list[_Place])
             by_shard.setdefault(place.shard, []).append(place.row)
     made = {}
     for shard, wanted in sorted(by_shard.items()):
-        for row, data in steadily(lambda shard=shard, wanted=wanted: _of_shard(context, shard, rows[shard], wanted)):  # type: ignore[misc]
+        for row, data in steadily(partial(_of_shard, context, shard, rows[shard], wanted)):
             made[shard, row] = data
     return made
 
@@ -182,9 +195,8 @@ def _of_shard(context: Context, shard: int, num_rows: int, wanted: list[int]) ->
         return []  # of other images: fetched anew since
     scores = read_aligned(run, "pool", "nsfw", shard, ["nsfw_score"], num_rows).column(0).combine_chunks()
     stored = read_aligned(run, "pool", "faces", shard, ["tar_offset", "stored_bytes", "stored_id"], num_rows)
-    shown = scores.is_valid() if isinstance(scores, pa.Array) else pa.array([], pa.bool_())
-    shown = pc.and_(shown, nsfw_verdict(scores, context.config.nsfw.max_score).is_null())
-    shown = pc.and_(shown, stored.column("tar_offset").is_valid()).to_numpy()
+    safe = pc.and_(scores.is_valid(), nsfw_verdict(scores, context.config.nsfw.max_score).is_null())
+    shown = pc.and_(safe, stored.column("tar_offset").is_valid()).to_numpy()
     made = []
     with run.open(blurred.files["images"]) as stream:
         for row in wanted:
@@ -195,7 +207,8 @@ def _of_shard(context: Context, shard: int, num_rows: int, wanted: list[int]) ->
             data = stream.read(num_bytes)
             if image_id(data) == stored_id:
                 thumbnail = _thumbnail(context, data)
-                made += [] if thumbnail is None else [(row, thumbnail)]
+                if thumbnail is not None:
+                    made.append((row, thumbnail))
     return made
 
 

@@ -91,7 +91,9 @@ def _step(context: Context, plan: Plan, step: Step) -> StepOverview:
     counts = {"done": 0, "stale": 0, "uncovered": 0, "left": 0}
     changed: set[str] = set()
     problem = ""
-    missing = [name for name in collections_of(context, step) if step.kind != "crawl" and not _is_crawled(context, name)]
+    missing = [
+        name for name in collections_of(context, step) if step.kind != "crawl" and not _is_crawled(context, name)
+    ]
     if step.kind == "reduce" and missing:  # it cannot be made now; if it was, then from other collections
         counts["stale" if markers else "left"] = 1
         changed.update(f"collection {name}" for name in missing if markers)

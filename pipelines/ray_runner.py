@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+import yaml
 
 from curation import config as settings
 from curation.config import ResourceConfig, RunConfig
@@ -33,10 +34,10 @@ class RayRunner:
     """
 
     def __init__(self, address: str | None = None, object_store_bytes: int = 100_000_000) -> None:
+        self._pools: dict[Any, list[Any]] = {}
         self._started = not ray.is_initialized()
         if not self._started:
             return
-        # The pipeline's own folder must not come first on the workers' path, and their logs are ours to show.
         options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
         if address is None:
             options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
@@ -46,26 +47,18 @@ class RayRunner:
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
+        self._end_pools()
         if self._started:
             ray.shutdown()
 
     def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
         """Yield each unit as it is done; after an error no other unit starts."""
-        resources = _resources(context.config, step)
-        actors = [
-            _Worker.options(
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
-                max_restarts=_RETRIES,
-                max_task_retries=_RETRIES,
-            ).remote(context.run.url, settings.dump(context.config))
-            for _ in range(min(resources.workers, len(units)))
-        ]
+        actors = self._pool(context, step)[: len(units)]
         waiting = iter(units)
+        idle = list(actors)
         running: dict[Any, Any] = {}
         failed: BaseException | None = None
         try:
-            idle = list(actors)
             while True:
                 while idle and failed is None and not context.should_stop():
                     unit = next(waiting, None)
@@ -86,24 +79,51 @@ class RayRunner:
                             step.stage, None, f"its worker died {_RETRIES + 1} times: {error}; is there enough memory?"
                         )
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            if running:  # stopped in the middle: what is at work ends with its actor
+                self._end_pools()
         if failed is not None:
             raise failed
+
+    def _pool(self, context: Context, step: Step) -> list[Any]:
+        """Return the actors of a step: those of an earlier step if it asked for the same resources.
+
+        An actor costs seconds of imports to start, and steps with the same needs follow each other.
+        """
+        resources = _resources(context.config, step)
+        config = settings.dump(context.config)
+        key = (context.run.url, config, resources.workers, resources.cpus, resources.gpus)
+        if key not in self._pools:
+            self._end_pools()
+            options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+            self._pools[key] = [
+                _Worker.options(**options, max_restarts=_RETRIES, max_task_retries=_RETRIES).remote(
+                    context.run.url, config
+                )
+                for _ in range(resources.workers)
+            ]
+        return self._pools[key]
+
+    def _end_pools(self) -> None:
+        for actors in self._pools.values():
+            for actor in actors:
+                ray.kill(actor)
+        self._pools.clear()
 
 
 @ray.remote
 class _Worker:
-    """Holds the stage of a step, and does its units one after the other."""
+    """Holds the model of the step at work, and does its units one after the other."""
 
     def __init__(self, url: str, config: str) -> None:
-        import yaml
-
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        self._context = Context(Run(url), settings.parse(RunConfig, yaml.safe_load(config), "run.yaml"))
-        self._plan = build_plan(self._context.config)
+        self._run = Run(url)
+        self._config = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
+        self._plan = build_plan(self._config)
+        self._step = ""
 
     def execute(self, unit: Unit) -> Done:
+        if unit.step != self._step:  # let the model of the step before go
+            self._step, self._context = unit.step, Context(self._run, self._config)
         return execute(self._context, self._plan, unit)
 
 

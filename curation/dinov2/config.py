@@ -1,0 +1,219 @@
+"""Settings of a training run: ``curation.config.load(TrainConfig, "configs/dinov2/tiny.yaml")``."""
+
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from curation.config import ImagesConfig, Settings
+
+
+class Shape(NamedTuple):
+    """Width, depth and attention heads of a vision transformer."""
+
+    dim: int
+    depth: int
+    heads: int
+
+
+SHAPES = {
+    "tiny": Shape(192, 12, 3),
+    "small": Shape(384, 12, 6),
+    "base": Shape(768, 12, 12),
+    "large": Shape(1024, 24, 16),
+}
+
+
+class ModelConfig(Settings):
+    """The vision transformer of student and teacher."""
+
+    arch: Literal["tiny", "small", "base", "large"] = Field("small", description="Gives dim, depth and heads.")
+    dim: int | None = Field(None, ge=8, le=8192, description="Features; null: those of arch.")
+    depth: int | None = Field(None, ge=1, le=128, description="Blocks; null: those of arch.")
+    heads: int | None = Field(None, ge=1, le=128, description="Attention heads; null: those of arch.")
+    patch_px: int = Field(14, ge=1, le=64, description="Side of a patch.")
+    ffn: Literal["mlp", "swiglu"] = Field("mlp", description="Feed-forward layer.")
+    mlp_ratio: float = Field(4.0, gt=0, le=16, description="Hidden width of the feed-forward layer / dim.")
+    registers: int = Field(0, ge=0, le=64, description="Register tokens.")
+    layer_scale: float = Field(1e-5, gt=0, le=1, description="Initial scale of each residual branch.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Share of rows that skip a residual branch.")
+    pos_embed_antialias: bool = Field(True, description="Antialias resized position embeddings, as timm does.")
+    pos_embed_offset: float = Field(
+        0.0, ge=0, lt=1, description="Added to the target grid when resizing; 0.1 in the first published models."
+    )
+
+    @property
+    def shape(self) -> Shape:
+        """Return width, depth and heads: those given, else those of ``arch``."""
+        given = SHAPES[self.arch]
+        return Shape(self.dim or given.dim, self.depth or given.depth, self.heads or given.heads)
+
+    @model_validator(mode="after")
+    def _heads_divide_dim(self) -> Self:
+        if self.shape.dim % self.shape.heads:
+            raise ValueError(f"dim {self.shape.dim} must be a multiple of heads {self.shape.heads}")
+        return self
+
+
+class CropsConfig(Settings):
+    """Views of an image and their augmentation."""
+
+    global_px: int = Field(224, ge=8, le=2048, description="Side of the two global crops.")
+    local_px: int = Field(98, ge=8, le=2048, description="Side of the local crops.")
+    num_local: int = Field(8, ge=0, le=32, description="Local crops of each image.")
+    global_scale: tuple[float, float] = Field((0.32, 1.0), description="Share of the image's area, from and to.")
+    local_scale: tuple[float, float] = Field((0.05, 0.32), description="Share of the image's area, from and to.")
+    aspect: tuple[float, float] = Field((0.75, 4 / 3), description="Width / height of a crop, from and to.")
+    flip_p: float = Field(0.5, ge=0, le=1)
+    jitter_p: float = Field(0.8, ge=0, le=1)
+    brightness: float = Field(0.4, ge=0, lt=1, description="Factor within 1 ± this.")
+    contrast: float = Field(0.4, ge=0, lt=1, description="Factor within 1 ± this.")
+    saturation: float = Field(0.2, ge=0, lt=1, description="Factor within 1 ± this.")
+    hue: float = Field(0.1, ge=0, le=0.5, description="Turn of the hue circle within ± this.")
+    grey_p: float = Field(0.2, ge=0, le=1)
+    blur_p: tuple[float, float, float] = Field(
+        (1.0, 0.1, 0.5), description="First global, second global, local. The published code in effect has 0, 0.9, 0.5."
+    )
+    blur_sigma_px: tuple[float, float] = Field((0.1, 2.0), description="Of the 9-tap blur, from and to.")
+    solarise_p: float = Field(0.2, ge=0, le=1, description="Second global crop only.")
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        for name in ("global_scale", "local_scale", "aspect", "blur_sigma_px"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must rise from a number above 0, got {low} to {high}")
+        for name in ("global_scale", "local_scale"):
+            if getattr(self, name)[1] > 1:
+                raise ValueError(f"{name} must end at 1 or below")
+        if not all(0 <= p <= 1 for p in self.blur_p):
+            raise ValueError("blur_p must be probabilities")
+        if not all(s > 0 for s in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+
+class HeadConfig(Settings):
+    """A projection head: linear layers, a bottleneck of unit length, prototypes."""
+
+    prototypes: int = Field(65_536, ge=2, le=1_048_576, description="Outputs K.")
+    layers: int = Field(3, ge=1, le=8, description="Linear layers before the prototypes.")
+    hidden_dim: int = Field(2048, ge=1, le=65_536)
+    bottleneck_dim: int = Field(256, ge=1, le=8192)
+
+
+class HeadsConfig(Settings):
+    """The two separate heads."""
+
+    dino: HeadConfig = Field(default_factory=HeadConfig, description="On class tokens.")
+    ibot: HeadConfig = Field(default_factory=HeadConfig, description="On masked patches.")
+
+
+class LossesConfig(Settings):
+    """Weights and temperatures of the objective."""
+
+    dino_weight: float = Field(1.0, ge=0)
+    ibot_weight: float = Field(1.0, ge=0)
+    koleo_weight: float = Field(0.1, ge=0, description="For each of the two global crops.")
+    student_temp: float = Field(0.1, gt=0)
+    sinkhorn_rounds: int = Field(3, ge=1, le=100)
+    masked_share: float = Field(0.5, gt=0, le=1, description="Share of the global crops that get a mask.")
+    mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="Share of patches masked, from and to.")
+
+    @model_validator(mode="after")
+    def _mask_ratio(self) -> Self:
+        low, high = self.mask_ratio
+        if not 0 < low <= high < 1:
+            raise ValueError(f"mask_ratio must rise within 0 and 1, got {low} to {high}")
+        return self
+
+
+class OptimConfig(Settings):
+    """AdamW."""
+
+    base_lr: float = Field(4e-3, gt=0, description="At a batch of 1024; scaled by sqrt(batch size / 1024).")
+    min_lr: float = Field(1e-6, ge=0, description="At the end; not scaled.")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: tuple[float, float] = Field((0.04, 0.4), description="From and to, cosine.")
+    layer_decay: float = Field(0.9, gt=0, le=1, description="Factor of the learning rate from block to block below.")
+    patch_embed_lr_mult: float = Field(0.2, gt=0, le=1)
+    clip_norm: float = Field(3.0, gt=0, description="Gradient norm of backbone, DINO head and iBOT head, each.")
+    max_nonfinite_steps: int = Field(10, ge=1, description="As many non-finite losses in a row stop the run.")
+
+    @model_validator(mode="after")
+    def _betas(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("betas must be at least 0 and below 1")
+        if min(self.weight_decay) < 0:
+            raise ValueError("weight_decay must not be negative")
+        return self
+
+
+class ScheduleConfig(Settings):
+    """What changes over the run, counted in steps."""
+
+    steps: int = Field(125_000, ge=1)
+    warmup_steps: int = Field(12_500, ge=0, description="Linear rise of the learning rate from 0.")
+    freeze_last_layer_steps: int = Field(1_250, ge=0, description="Prototypes stand still at first.")
+    momentum: tuple[float, float] = Field((0.992, 1.0), description="Of the teacher, from and to, cosine.")
+    teacher_temp: tuple[float, float] = Field((0.04, 0.07), description="From and to; equal: fixed.")
+    teacher_temp_warmup_steps: int = Field(37_500, ge=0, description="Linear from the first to the second.")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if self.warmup_steps > self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} is more than steps {self.steps}")
+        if not all(0 <= m <= 1 for m in self.momentum):
+            raise ValueError("momentum must be within 0 and 1")
+        if min(self.teacher_temp) <= 0:
+            raise ValueError("teacher_temp must be positive")
+        return self
+
+
+class DataConfig(Settings):
+    """Reading the manifest's images."""
+
+    batch_size: int = Field(64, ge=2, description="Images a step; all of them on this machine.")
+    workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
+    prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")
+    max_replacements: int = Field(16, ge=0, description="Unreadable images in a row before the run stops.")
+    max_image_bytes: int = Field(100_000_000, ge=1, description="Larger stored images count as unreadable.")
+    decode_min_side_px: int | None = Field(
+        None,
+        ge=8,
+        description="JPEG may be decoded at a reduced scale with a shorter side of at least this; null: never.",
+    )
+
+
+class CheckpointConfig(Settings):
+    """When state is saved."""
+
+    every_steps: int = Field(1_000, ge=1)
+    keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+
+
+class TrainConfig(Settings):
+    """Everything about a training run but the manifest and the output folder."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Of activations on a GPU; weights, losses and everything on a CPU stay float32."
+    )
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    crops: CropsConfig = Field(default_factory=CropsConfig)
+    heads: HeadsConfig = Field(default_factory=HeadsConfig)
+    losses: LossesConfig = Field(default_factory=LossesConfig)
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    images: ImagesConfig = Field(default_factory=ImagesConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    @model_validator(mode="after")
+    def _crops_are_whole_patches(self) -> Self:
+        for name in ("global_px", "local_px"):
+            side_px = getattr(self.crops, name)
+            if side_px % self.model.patch_px:
+                raise ValueError(f"crops.{name} {side_px} must be a multiple of model.patch_px {self.model.patch_px}")
+        return self

@@ -1,0 +1,245 @@
+"""The vision transformer of student and teacher.
+
+Parameters carry the names of the published DINOv2 checkpoints; ``export.timm_state`` renames the few that timm calls
+otherwise. Views of different sizes run together: norms and linear layers see the tokens of all of them at once, and
+only attention runs once a size. One path on CPU and GPU.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from curation.dinov2.config import ModelConfig
+
+NORM_EPS = 1e-6
+# For each stack of views, block and branch (0 attention, 1 feed-forward): the rows that run the residual branch.
+KeptRows = Sequence[Sequence[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Normalised output tokens of one stack of views."""
+
+    cls_ND: Tensor
+    registers_NRD: Tensor
+    patches_NPD: Tensor
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches, row-major, and project each."""
+
+    def __init__(self, patch_px: int, channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_px, stride=patch_px)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Return tokens, (N, P, D)."""
+        tokens: Tensor = self.proj(x_NCHW).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over several stacks of views."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x_TD: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Attend within each view.
+
+        Args:
+            x_TD: Tokens of all stacks, one after the other.
+            sizes: (views, tokens a view) of each stack.
+        """
+        dim = x_TD.shape[1]
+        parts = self.qkv(x_TD).split([views * tokens for views, tokens in sizes])
+        attended = []
+        for part, (views, tokens) in zip(parts, sizes, strict=True):
+            q, k, v = part.view(views, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+            out = functional.scaled_dot_product_attention(q, k, v)
+            attended.append(out.transpose(1, 2).reshape(views * tokens, dim))
+        result: Tensor = self.proj(torch.cat(attended))
+        return result
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between."""
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, int(dim * ratio))
+        self.fc2 = nn.Linear(int(dim * ratio), dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        result: Tensor = self.fc2(functional.gelu(self.fc1(x)))
+        return result
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward layer with two thirds of the hidden width, rounded up to 8.
+
+    Source:
+        Shazeer 2020, "GLU variants improve Transformer".
+    """
+
+    def __init__(self, dim: int, ratio: float) -> None:
+        super().__init__()
+        hidden = (int(int(dim * ratio) * 2 / 3) + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        result: Tensor = self.w3(functional.silu(gate) * value)
+        return result
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each feature."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + γ₁ attention(norm x), then x + γ₂ feed-forward(norm x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        dim = config.shape.dim
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, config.shape.heads)
+        self.ls1 = LayerScale(dim, config.layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = (SwiGlu if config.ffn == "swiglu" else Mlp)(dim, config.mlp_ratio)
+        self.ls2 = LayerScale(dim, config.layer_scale)
+
+    def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
+        """Return each (N, T, D) stack after the block; ``kept`` holds (attention, feed-forward) rows of each stack."""
+        for branch in (0, 1):
+            rows = None if kept is None else [pair[branch] for pair in kept]
+            chosen = stacks if rows is None else [x.index_select(0, r) for x, r in zip(stacks, rows, strict=True)]
+            sizes = [(x.shape[0], x.shape[1]) for x in chosen]
+            flat_TD = torch.cat([x.flatten(0, 1) for x in chosen])
+            if branch == 0:
+                residual = self.ls1(self.attn(self.norm1(flat_TD), sizes))
+            else:
+                residual = self.ls2(self.mlp(self.norm2(flat_TD)))
+            parts = residual.split([views * tokens for views, tokens in sizes])
+            parts = [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
+            if rows is None:
+                stacks = [x + part for x, part in zip(stacks, parts, strict=True)]
+            else:
+                # The rows that run stand in for those that do not: scaled by rows / kept rows.
+                stacks = [
+                    x.index_add(0, r, part.to(x.dtype), alpha=x.shape[0] / r.shape[0])
+                    for x, r, part in zip(stacks, rows, parts, strict=True)
+                ]
+        return stacks
+
+
+class VisionTransformer(nn.Module):
+    """A vision transformer with mask token, registers and position embeddings for any grid.
+
+    Args:
+        config: Its shape.
+        image_px: Side of the images whose grid the position embeddings are stored for.
+        channels: Input channels.
+    """
+
+    def __init__(self, config: ModelConfig, image_px: int, channels: int = 3) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.shape.dim
+        self.grid = image_px // config.patch_px
+        self.patch_embed = PatchEmbed(config.patch_px, channels, dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
+        if config.registers:
+            self.register_tokens = nn.Parameter(torch.empty(1, config.registers, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.shape.depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self._reset()
+
+    def _reset(self) -> None:
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+        if self.config.registers:
+            nn.init.normal_(self.register_tokens, std=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, views: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None, kept: KeptRows | None = None
+    ) -> list[Features]:
+        """Encode stacks of views.
+
+        Args:
+            views: Each (N, C, H, W) with H and W multiples of the patch; sizes may differ between stacks.
+            masks: For each stack (N, P) bool, true where the mask token replaces a patch, or None.
+            kept: Rows that run each residual branch (stochastic depth), as ``kept[block][stack]``; None: all.
+
+        Returns:
+            The normalised tokens of each stack.
+        """
+        stacks = self._blocks(self._tokens(views, masks), kept)[-1]
+        return [self._features(x) for x in stacks]
+
+    def intermediate(self, x_NCHW: Tensor, num_blocks: int) -> list[Features]:
+        """Return the normalised tokens after each of the last ``num_blocks`` blocks."""
+        return [self._features(stacks[0]) for stacks in self._blocks(self._tokens([x_NCHW], None), None)[-num_blocks:]]
+
+    def _blocks(self, stacks: list[Tensor], kept: KeptRows | None) -> list[list[Tensor]]:
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            stacks = block(stacks, None if kept is None else kept[index])
+            outputs.append(stacks)
+        return outputs
+
+    def _tokens(self, views: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> list[Tensor]:
+        return [self._embed(view, mask) for view, mask in zip(views, masks or [None] * len(views), strict=True)]
+
+    def _embed(self, x_NCHW: Tensor, mask_NP: Tensor | None) -> Tensor:
+        rows, columns = (side // self.config.patch_px for side in x_NCHW.shape[2:])
+        x = self.patch_embed(x_NCHW)
+        if mask_NP is not None:
+            x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(rows, columns)
+        if self.config.registers:
+            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        return x
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Return position embeddings for a grid, (1, 1 + rows · columns, D): class token first, float32."""
+        if rows == self.grid and columns == self.grid:
+            return self.pos_embed
+        stored = self.pos_embed.float()
+        grid = stored[:, 1:].reshape(1, self.grid, self.grid, -1).permute(0, 3, 1, 2)
+        antialias, offset = self.config.pos_embed_antialias, self.config.pos_embed_offset
+        if offset:
+            scale = ((rows + offset) / self.grid, (columns + offset) / self.grid)
+            grid = functional.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=antialias)
+        else:
+            grid = functional.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=antialias)
+        return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+    def _features(self, x_NTD: Tensor) -> Features:
+        first = 1 + self.config.registers
+        x = self.norm(x_NTD)
+        return Features(cls_ND=x[:, 0], registers_NRD=x[:, 1:first], patches_NPD=x[:, first:])

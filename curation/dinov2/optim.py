@@ -1,0 +1,107 @@
+"""AdamW with a learning rate and weight decay of each parameter's own, and clipping by module."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from curation.dinov2.config import OptimConfig
+from curation.dinov2.network import Network
+from curation.dinov2.schedules import StepSettings
+
+_TOKENS = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed.")
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Factors on the scheduled values for one parameter."""
+
+    lr: float
+    weight_decay: float
+    is_last_layer: bool
+
+
+def multipliers(name: str, depth: int, layer_decay: float, patch_embed_lr_mult: float) -> Multipliers:
+    """Return the factors of a parameter by its name in ``Network``.
+
+    The learning rate falls by ``layer_decay`` from block to block towards the input, and the patch embedding's further
+    by its own factor. Biases, norms and layer scales do not decay; tokens and position embeddings do.
+    """
+    lr = 1.0
+    if name.startswith("backbone."):
+        inner = name.removeprefix("backbone.")
+        block = re.match(r"blocks\.(\d+)\.", inner)
+        if inner.startswith(_TOKENS):
+            lr = layer_decay ** (depth + 1)
+        elif block:
+            lr = layer_decay ** (depth - int(block[1]))
+        if inner.startswith("patch_embed."):
+            lr *= patch_embed_lr_mult
+    undecayed = name.endswith(".bias") or "norm" in name or "gamma" in name
+    return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in name)
+
+
+class Optimizer:
+    """AdamW over a student.
+
+    Args:
+        student: Its parameters are grouped by their multipliers.
+        config: Betas, decay and clipping.
+    """
+
+    def __init__(self, student: Network, config: OptimConfig) -> None:
+        self._student = student
+        self._config = config
+        self._names: dict[str, nn.Parameter] = dict(student.named_parameters())
+        groups: dict[Multipliers, list[nn.Parameter]] = {}
+        for name, parameter in self._names.items():
+            key = multipliers(name, student.backbone.config.shape.depth, config.layer_decay, config.patch_embed_lr_mult)
+            groups.setdefault(key, []).append(parameter)
+        self._adamw = torch.optim.AdamW(
+            [{"params": parameters, "multipliers": key} for key, parameters in groups.items()],
+            lr=0.0,
+            betas=config.betas,
+        )
+        self.num_updates = 0
+
+    def clip(self) -> dict[str, float]:
+        """Scale gradients down to the largest norm, each module on its own; return the norms before, by module."""
+        norms = {
+            name: nn.utils.clip_grad_norm_(module.parameters(), self._config.clip_norm)
+            for name, module in self._student.named_children()
+        }
+        return {name: float(norm) for name, norm in norms.items()}
+
+    def step(self, now: StepSettings) -> None:
+        """Update the student with the gradients it has."""
+        for group in self._adamw.param_groups:
+            factors: Multipliers = group["multipliers"]
+            group["lr"] = (now.last_layer_lr if factors.is_last_layer else now.lr) * factors.lr
+            group["weight_decay"] = now.weight_decay * factors.weight_decay
+        self._adamw.step()
+        self.num_updates += 1
+
+    def zero_grad(self) -> None:
+        """Forget gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the moments as ``exp_avg/<parameter>`` and ``exp_avg_sq/<parameter>``; none before an update."""
+        return {
+            f"{moment}/{name}": self._adamw.state[parameter][moment]
+            for name, parameter in self._names.items()
+            for moment in ("exp_avg", "exp_avg_sq")
+            if parameter in self._adamw.state
+        }
+
+    def restore(self, tensors: dict[str, Tensor], num_updates: int) -> None:
+        """Take back what ``state`` gave, after ``num_updates`` updates."""
+        self.num_updates = num_updates
+        if not num_updates:
+            return
+        for name, parameter in self._names.items():
+            self._adamw.state[parameter] = {
+                "step": torch.tensor(float(num_updates)),
+                **{m: tensors[f"{m}/{name}"].to(parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
+            }

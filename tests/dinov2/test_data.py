@@ -1,0 +1,173 @@
+import hashlib
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from curation.dinov2 import colour
+from curation.dinov2.config import CropsConfig
+from curation.dinov2.crops import crop_box, multi_crop
+from curation.dinov2.data import Batches, ManifestImages
+from curation.dinov2.randomness import Purpose, generator, permuted, sample_index, scores
+from curation.errors import ImageError, TrainError
+
+LIMIT = 10_000_000
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000])
+def test_an_epoch_is_a_permutation(size):
+    for key in (0, 12345678901234567890 % 2**64):
+        assert sorted(permuted(i, size, key) for i in range(size)) == list(range(size))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own():
+    orders = {tuple(sample_index(epoch * 50 + i, 50, seed) for i in range(50)) for epoch in (0, 1) for seed in (0, 1)}
+
+    assert len(orders) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
+
+
+def test_a_billion_images_need_no_table():
+    assert 0 <= sample_index(123_456_789_012, 1_000_000_000, 3) < 1_000_000_000
+
+
+def test_scores_do_not_depend_on_how_positions_are_split():
+    positions = np.arange(100)
+    whole = scores(3, Purpose.DROP_PATH, 2, positions)
+
+    np.testing.assert_array_equal(
+        whole, np.concatenate([scores(3, Purpose.DROP_PATH, 2, part) for part in np.split(positions, 4)])
+    )
+    assert len(set(whole.tolist())) == 100
+
+
+def test_bytes_read_are_bytes_written(manifest):
+    dataset = ManifestImages(manifest, LIMIT)
+    ids = pq.read_table(manifest)["image_id"].to_pylist()
+
+    assert len(dataset) == 20
+    assert [hashlib.sha256(dataset.read(i)).hexdigest()[:32] for i in range(20)] == ids
+    assert dataset.describe(13).startswith(ids[13])
+    assert dataset.digest == "ab" * 32
+
+
+def test_a_manifest_in_an_object_store_is_read(manifest, settings, jpegs, make_manifest, tmp_path):
+    make_manifest(tmp_path / "data", jpegs)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/bucket/run", recursive=True)
+    try:
+        remote = ManifestImages("memory://bucket/run/manifest/manifest.parquet", LIMIT)
+        local = ManifestImages(manifest, LIMIT)
+        assert [remote.read(i) for i in range(20)] == [local.read(i) for i in range(20)]
+        memory.rm("/bucket/run/images/00000000.tar")
+        with pytest.raises(TrainError, match=r"00000000\.tar is not there"):
+            remote.read(0)
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_without_a_stored_digest_the_image_ids_are_the_identity(make_manifest, jpegs, tmp_path):
+    paths = [make_manifest(tmp_path / name, images, digest=None) for name, images in [("a", jpegs), ("b", jpegs[1:])]]
+    again = make_manifest(tmp_path / "c", jpegs, digest=None)
+    digests = [ManifestImages(str(path), LIMIT).digest for path in [*paths, again]]
+
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("tar", ["/etc/passwd", "s3://other/bucket.tar", "file:///x.tar", "C:\\x.tar"])
+def test_a_tar_outside_the_manifest_s_file_tree_is_refused(manifest, tmp_path, tar):
+    table = pq.read_table(manifest)
+    column = table.schema.get_field_index("tar")
+    table = table.set_column(column, table.schema.field(column), pa.array([tar] * 20))
+    pq.write_table(table, tmp_path / "m.parquet")
+
+    with pytest.raises(TrainError, match="must be a path relative to the manifest's folder"):
+        ManifestImages(str(tmp_path / "m.parquet"), LIMIT)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (0, 0), (0, -5), (0, LIMIT + 1), (10**12, 10)])
+def test_a_range_that_makes_no_sense_is_an_unreadable_image(make_manifest, jpegs, tmp_path, offset, length):
+    path = make_manifest(tmp_path / "data", jpegs)
+    table = pq.read_table(path)
+    for name, value in (("tar_offset", offset), ("stored_bytes", length)):
+        column = table.schema.get_field_index(name)
+        table = table.set_column(column, table.schema.field(column), pa.array([value] * 20, pa.int64()))
+    pq.write_table(table, path)
+
+    with pytest.raises(ImageError):
+        ManifestImages(str(path), LIMIT).read(0)
+
+
+def test_a_batch_is_a_function_of_its_step(manifest, settings):
+    config = settings()
+    dataset = ManifestImages(manifest, LIMIT)
+    from_start = list(Batches(dataset, config).between(0, 4))[3]
+    (alone,) = Batches(dataset, config).between(3, 4)
+
+    for (a, _), (b, _) in zip(from_start.crops, alone.crops, strict=True):
+        assert a.equal(b)
+    assert from_start.mask_NP.equal(alone.mask_NP)
+    assert [tuple(views.shape) for views, _ in alone.crops] == [(8, 3, 32, 32), (8, 3, 16, 16)]
+
+
+def test_without_local_crops_there_is_one_stack(manifest, settings):
+    (batch,) = Batches(ManifestImages(manifest, LIMIT), settings(crops__num_local=0)).between(0, 1)
+
+    assert len(batch.crops) == 1
+
+
+@pytest.mark.parametrize("size", [(40, 30), (500, 20), (9, 400), (1, 1)])
+def test_a_crop_lies_inside_the_image(size):
+    for position in range(50):
+        left, top, right, bottom = crop_box(generator(0, Purpose.CROP, position), size, (0.05, 0.32), (0.75, 4 / 3))
+        assert 0 <= left < right <= size[0]
+        assert 0 <= top < bottom <= size[1]
+
+
+def test_views_of_one_sample_differ_and_repeat():
+    rgb = np.random.default_rng(0).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    config = CropsConfig(global_px=32, local_px=16, num_local=3)
+    one, same, other = (multi_crop(rgb, 5, position, config) for position in (1, 1, 2))
+
+    np.testing.assert_array_equal(one.global_V3HW, same.global_V3HW)
+    assert not np.array_equal(one.global_V3HW, other.global_V3HW)
+    assert not np.array_equal(one.global_V3HW[0], one.global_V3HW[1])
+    assert one.local_V3HW.shape == (3, 3, 16, 16)
+
+
+def test_augmentation_without_any_operation_only_normalises():
+    config = CropsConfig(jitter_p=0.0, grey_p=0.0, blur_p=(0.0, 0.0, 0.0), solarise_p=0.0)
+    views = torch.arange(3 * 8 * 8, dtype=torch.uint8).view(1, 3, 8, 8)
+    steps = colour.plan(colour.draw(0, 0, 1), config, 0.0, 0.0)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (config.mean, config.std))
+
+    torch.testing.assert_close(colour.augment(views, steps, config)[0], (views[0] / 255 - mean) / std)
+
+
+def test_a_view_is_augmented_alike_alone_and_in_a_batch():
+    config = CropsConfig()
+    views = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (12, 3, 16, 16), dtype=np.uint8))
+    draws = colour.draw(0, 9, 12)
+    together = colour.augment(views, colour.plan(draws, config, 0.5, 0.5), config)
+    for i in range(12):
+        alone = colour.augment(views[i : i + 1], colour.plan(draws[i : i + 1], config, 0.5, 0.5), config)
+        torch.testing.assert_close(alone[0], together[i], rtol=0, atol=1e-6)
+
+
+def test_operations_happen_as_often_as_configured():
+    config = CropsConfig()
+    draws = np.concatenate([colour.draw(0, position, 4) for position in range(500)])
+    steps = colour.plan(draws, config, 0.3, 0.2)
+
+    for happened, share in [
+        (steps.jitter_N, 0.8),
+        (steps.grey_N, 0.2),
+        (steps.sigma_N > 0, 0.3),
+        (steps.solarise_N, 0.2),
+    ]:
+        assert happened.float().mean().item() == pytest.approx(share, abs=0.04)
+    assert steps.factors_N4[:, 0].min() >= 0.6
+    assert steps.factors_N4[:, 3].abs().max() <= 0.1

@@ -1,0 +1,146 @@
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from curation.dinov2 import export
+from curation.dinov2.config import ModelConfig
+from curation.dinov2.model import VisionTransformer
+from curation.dinov2.network import kept_rows, student_and_teacher, update_teacher
+from curation.models import torchvision_shim
+
+TINY = {"dim": 24, "depth": 2, "heads": 2, "patch_px": 8, "layer_scale": 0.5}
+
+
+def images(*sizes):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 3, height, width, generator=generator) for height, width in sizes]
+
+
+@pytest.mark.parametrize(("arch", "millions"), [("tiny", 5.7), ("small", 22.1), ("base", 86.6), ("large", 304.4)])
+def test_each_size_has_the_published_number_of_parameters(arch, millions):
+    with torch.device("meta"):
+        model = VisionTransformer(ModelConfig(arch=arch, patch_px=14), 518)
+    count = sum(p.numel() for name, p in model.named_parameters() if name != "mask_token")
+
+    assert count / 1e6 == pytest.approx(millions, rel=0.03)
+
+
+def test_a_non_square_image_is_encoded():
+    model = VisionTransformer(ModelConfig(**TINY, registers=3), 32)
+    (features,) = model(images((16, 40)))
+
+    assert features.patches_NPD.shape == (2, 10, 24)
+    assert features.registers_NRD.shape == (2, 3, 24)
+
+
+def test_the_mask_token_hides_a_patch():
+    model = VisionTransformer(ModelConfig(**TINY), 16)
+    (one,) = images((16, 16))
+    other = one.clone()
+    other[:, :, :8, :8] = 7.0
+    mask = torch.zeros(2, 4, dtype=torch.bool)
+    mask[:, 0] = True
+    (a,), (b,) = model([one], [mask]), model([other], [mask])
+
+    assert a.cls_ND.equal(b.cls_ND)
+    assert not model([one])[0].cls_ND.allclose(model([other])[0].cls_ND)
+
+
+def test_rows_that_do_not_run_a_block_pass_through():
+    model = VisionTransformer(ModelConfig(**{**TINY, "depth": 1}), 16)
+    (x,) = images((16, 16))
+    rows = torch.tensor([1])
+    (dropped,) = model([x], kept=[[(rows, rows)]])
+    tokens = model._embed(x, None)
+
+    assert dropped.cls_ND[0].equal(model.norm(tokens)[0, 0])
+    assert not dropped.cls_ND[1].equal(model.norm(tokens)[1, 0])
+
+
+def test_drop_path_keeps_an_exact_number_of_rows_and_depends_on_the_step(settings):
+    config = settings(model__drop_path=0.3)
+    one, same, other = (kept_rows(config, step, torch.device("cpu")) for step in (5, 5, 6))
+
+    for block in one:
+        assert [len(rows) for stack in block for rows in stack] == [
+            5,
+            5,
+            5,
+            5,
+        ]  # 8 global and 8 local crops, 0.7 of each
+    assert all(a.equal(b) for x, y in zip(one[0], same[0], strict=True) for a, b in zip(x, y, strict=True))
+    assert not all(
+        a.equal(b)
+        for m, n in zip(one, other, strict=True)
+        for x, y in zip(m, n, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+    assert kept_rows(settings(model__drop_path=0.0), 5, torch.device("cpu")) is None
+
+
+def test_initial_weights_depend_on_the_seed_alone(settings):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    student, teacher = student_and_teacher(settings())
+    torch.random.set_rng_state(torch.random.get_rng_state().roll(1))
+    again, _ = student_and_teacher(settings())
+    other, _ = student_and_teacher(settings(seed=1))
+    torch.random.set_rng_state(before)
+
+    for (name, a), b, c in zip(student.named_parameters(), again.parameters(), teacher.parameters(), strict=True):
+        assert a.equal(b), name
+        assert a.equal(c), name
+        assert not c.requires_grad
+    assert not other.backbone.pos_embed.equal(student.backbone.pos_embed)
+
+
+def test_the_teacher_moves_by_one_minus_the_momentum(settings):
+    student, teacher = student_and_teacher(settings())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1.0)
+    before = teacher.backbone.pos_embed.clone()
+    update_teacher(student, teacher, 0.75)
+
+    torch.testing.assert_close(teacher.backbone.pos_embed, before + 0.25)
+
+
+def timm_vision_transformer():
+    torchvision_shim.prepare()
+    import timm.layers
+    from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+
+    return TimmVisionTransformer, timm.layers.SwiGLUPacked
+
+
+@pytest.mark.parametrize("ffn", ["mlp", "swiglu"])
+@pytest.mark.parametrize("registers", [0, 4])
+def test_timm_loads_the_exported_backbone_and_agrees(ffn, registers):
+    timm_model, swiglu = timm_vision_transformer()
+    torch.manual_seed(0)
+    ours = VisionTransformer(ModelConfig(**TINY, ffn=ffn, registers=registers), 32).eval()
+    with torch.no_grad():
+        ours.cls_token.normal_()
+    arguments = json.loads(export.metadata(ours, 3)["model"])["timm_arguments"]
+    layers = {"mlp_layer": swiglu, "act_layer": torch.nn.SiLU} if ffn == "swiglu" else {}
+    theirs = timm_model(**arguments, **layers).eval()
+    theirs.load_state_dict(export.timm_state(ours))
+    (x,) = images((32, 32))
+
+    torch.testing.assert_close(theirs(x), ours([x])[0].cls_ND, rtol=1e-5, atol=1e-5)
+
+
+def test_the_exported_file_says_what_it_is(tmp_path):
+    from curation.dinov2.checkpoint import write_tensors
+
+    model = VisionTransformer(ModelConfig(**TINY), 32)
+    path = tmp_path / "teacher.safetensors"
+    write_tensors(path, export.timm_state(model), export.metadata(model, 7))
+
+    assert load_file(path)["pos_embed"].shape == (1, 17, 24)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["step"] == "7"
+        assert json.loads(file.metadata()["model"])["timm_arguments"]["patch_size"] == 8

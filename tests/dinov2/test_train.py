@@ -1,0 +1,309 @@
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from safetensors.torch import load_file, save_file
+
+from curation.config import dump, load
+from curation.dinov2.config import TrainConfig
+from curation.dinov2.train import train
+from curation.errors import DiskFullError, TrainError
+
+REPO = Path(__file__).parents[2]
+TIMES = {"images_per_s"}
+
+
+def lines(output):
+    with (output / "log.jsonl").open() as file:
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMES} for line in file]
+
+
+def newest_tensors(result):
+    return load_file(result.checkpoint)
+
+
+def assert_same_run(one, other):
+    ours, theirs = newest_tensors(one), newest_tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert value.equal(theirs[name]), name
+    assert lines(one.log.parent) == lines(other.log.parent)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(manifest, small_settings, tmp_path_factory):
+    return train(manifest, small_settings, tmp_path_factory.mktemp("run"), resume=False, device="cpu")
+
+
+def test_two_runs_are_equal_to_the_bit(manifest, settings, uninterrupted, tmp_path):
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=False, device="cpu"))
+
+
+def test_reading_threads_change_nothing(manifest, settings, uninterrupted, tmp_path):
+    config = settings(data__workers=3, data__prefetch_batches=3)
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path, resume=False, device="cpu"))
+
+
+def test_another_seed_gives_another_run(manifest, settings, uninterrupted, tmp_path):
+    other = train(manifest, settings(seed=1), tmp_path, resume=False, device="cpu")
+
+    assert other.losses["loss"] != uninterrupted.losses["loss"]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 7])
+def test_a_stopped_and_resumed_run_is_equal_to_the_bit(manifest, settings, uninterrupted, tmp_path, stop_after):
+    done = []
+    stopped = train(
+        manifest,
+        settings(),
+        tmp_path,
+        resume=False,
+        device="cpu",
+        on_step=done.append,
+        should_stop=lambda: len(done) == stop_after,
+    )
+    assert (stopped.steps, stopped.finished) == (stop_after, False)
+
+    resumed = train(manifest, settings(data__workers=1), tmp_path, resume=True, device="cpu")
+
+    assert (resumed.steps, resumed.finished) == (8, True)
+    assert_same_run(uninterrupted, resumed)
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("crash_after", [2, 4, 7])
+def test_a_run_that_died_between_checkpoints_is_equal_to_the_bit(
+    manifest, settings, uninterrupted, tmp_path, crash_after
+):
+    def die(report):
+        if report.step == crash_after:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        train(manifest, settings(), tmp_path, resume=False, device="cpu", on_step=die)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 9, "los')  # a line that a kill cut short
+
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
+
+
+def test_a_killed_process_resumes_to_the_same_weights(manifest, settings, uninterrupted, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(dump(settings()))
+    program = (
+        "import sys, pathlib, time\n"
+        "from curation.config import load\n"
+        "from curation.dinov2.config import TrainConfig\n"
+        "from curation.dinov2.train import train\n"
+        "manifest, config, output = sys.argv[1:]\n"
+        "train(manifest, load(TrainConfig, config), pathlib.Path(output), resume=True, device='cpu',"
+        " on_step=lambda report: time.sleep(0.05))\n"
+    )
+    output = tmp_path / "run"
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}  # as many as here
+    process = subprocess.Popen([sys.executable, "-c", program, manifest, str(config), str(output)], env=environment)
+    log = output / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while (
+        process.poll() is None
+        and time.monotonic() < deadline
+        and (not log.exists() or log.read_bytes().count(b"\n") < 4)
+    ):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+    assert_same_run(uninterrupted, train(manifest, settings(), output, resume=True, device="cpu"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(manifest, settings, uninterrupted, tmp_path, caplog):
+    result = train(manifest, settings(), tmp_path, resume=False, device="cpu")
+    size = result.checkpoint.stat().st_size
+    with result.checkpoint.open("r+b") as file:
+        file.truncate(size - 1)
+
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
+    assert "is damaged and was passed over" in caplog.text
+
+
+def test_resuming_a_finished_run_does_nothing(manifest, settings, tmp_path):
+    first = train(manifest, settings(), tmp_path, resume=False, device="cpu")
+    again = train(manifest, settings(), tmp_path, resume=True, device="cpu", on_step=pytest.fail)
+
+    assert again == first
+
+
+def test_the_newest_checkpoints_are_kept(uninterrupted):
+    names = sorted(path.name for path in uninterrupted.checkpoint.parent.iterdir())
+
+    assert names == [f"step_{step:08d}.{kind}" for step in (6, 8) for kind in ("json", "safetensors")]
+
+
+def test_every_line_of_the_log_is_complete(uninterrupted):
+    log = lines(uninterrupted.log.parent)
+
+    assert [line["step"] for line in log] == list(range(1, 9))
+    for line in log:
+        assert all(isinstance(value, (int, float)) for value in line.values())
+        parts = sum(value for name, value in line.items() if name.startswith("loss_"))
+        assert line["loss"] == pytest.approx(parts, rel=1e-6)
+        assert {"lr", "weight_decay", "momentum", "teacher_temp", "teacher_entropy", "koleo", "rank"} <= line.keys()
+        assert {"grad_norm_backbone", "grad_norm_dino_head", "grad_norm_ibot_head"} <= line.keys()
+    assert log[0]["last_layer_lr"] == 0
+
+
+def test_the_exported_teacher_is_the_teacher(uninterrupted):
+    teacher, tensors = load_file(uninterrupted.teacher), newest_tensors(uninterrupted)
+
+    assert teacher["blocks.1.attn.qkv.weight"].equal(tensors["teacher/backbone.blocks.1.attn.qkv.weight"])
+    assert "mask_token" not in teacher
+
+
+def test_an_unreadable_image_is_replaced_and_counted(make_manifest, settings, jpegs, tmp_path, caplog):
+    damaged = list(jpegs)
+    damaged[3] = b"no image at all"
+    damaged[8] = jpegs[8][:200]
+    manifest = str(make_manifest(tmp_path / "data", damaged))
+
+    result = train(manifest, settings(), tmp_path / "run", resume=False, device="cpu")
+
+    assert result.finished
+    replaced = [line["replaced_images"] for line in lines(tmp_path / "run")]
+    # 8 steps of 4 are one epoch of 20 and 12 more: each of the two is met at least once.
+    assert replaced[-1] >= 2
+    assert replaced == sorted(replaced)
+    assert caplog.text.count("is unreadable and was replaced") == replaced[-1]
+    assert "00000001.tar at byte" in caplog.text
+
+
+def test_only_unreadable_images_stop_the_run(make_manifest, settings, tmp_path):
+    manifest = str(make_manifest(tmp_path / "data", [b"broken %d" % i for i in range(8)]))
+
+    with pytest.raises(TrainError, match="5 images in a row cannot be read"):
+        train(manifest, settings(data__max_replacements=4), tmp_path / "run", resume=False, device="cpu")
+
+
+def test_fewer_images_than_a_batch_are_refused(manifest, settings, tmp_path):
+    with pytest.raises(
+        TrainError, match=r"holds 20 images, fewer than a batch of 21; .* data\.batch_size to at most 20"
+    ):
+        train(manifest, settings(data__batch_size=21), tmp_path, resume=False, device="cpu")
+
+
+def test_an_empty_manifest_is_refused(manifest, settings, tmp_path):
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(manifest).slice(0, 0), empty)
+
+    with pytest.raises(TrainError, match="has no rows"):
+        train(str(empty), settings(), tmp_path / "run", resume=False, device="cpu")
+
+
+def test_a_missing_manifest_is_refused(settings, tmp_path):
+    with pytest.raises(TrainError, match="there is no such manifest"):
+        train(str(tmp_path / "nothing.parquet"), settings(), tmp_path / "run", resume=False, device="cpu")
+
+
+def test_a_file_that_is_no_manifest_is_refused(settings, tmp_path):
+    other = tmp_path / "text.parquet"
+    other.write_text("hello")
+
+    with pytest.raises(TrainError, match="cannot be read as a Parquet manifest"):
+        train(str(other), settings(), tmp_path / "run", resume=False, device="cpu")
+
+
+def test_a_missing_tar_is_named(make_manifest, settings, jpegs, tmp_path):
+    manifest = make_manifest(tmp_path / "data", jpegs)
+    (tmp_path / "data/images/00000001.tar").unlink()
+
+    with pytest.raises(TrainError, match=r"1 of 2 tars are missing, such as .*00000001\.tar"):
+        train(str(manifest), settings(), tmp_path / "run", resume=False, device="cpu")
+
+
+def test_another_manifest_is_not_resumed(make_manifest, manifest, settings, jpegs, tmp_path):
+    train(manifest, settings(schedule__steps=2), tmp_path / "run", resume=False, device="cpu")
+    other = str(make_manifest(tmp_path / "data", jpegs, digest=b"cd" * 32))
+
+    with pytest.raises(TrainError, match=r"was trained on manifest abab.* but this one is cdcd"):
+        train(other, settings(schedule__steps=2), tmp_path / "run", resume=True, device="cpu")
+
+
+def test_other_settings_are_not_resumed(manifest, settings, tmp_path):
+    train(manifest, settings(schedule__steps=2), tmp_path, resume=False, device="cpu")
+
+    with pytest.raises(TrainError, match=r"crops\.num_local: 2 → 3.*schedule\.steps: 2 → 4"):
+        train(manifest, settings(schedule__steps=4, crops__num_local=3), tmp_path, resume=True, device="cpu")
+
+
+def test_a_used_folder_needs_resume(manifest, settings, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+
+    with pytest.raises(TrainError, match="is not empty; go on with --resume, or give another folder"):
+        train(manifest, settings(), tmp_path, resume=False, device="cpu")
+    with pytest.raises(TrainError, match="holds no training run to resume"):
+        train(manifest, settings(), tmp_path, resume=True, device="cpu")
+
+
+def test_a_device_that_is_not_there_is_refused(manifest, settings, tmp_path):
+    with pytest.raises(TrainError, match="device 'nosuch' cannot be used"):
+        train(manifest, settings(), tmp_path, resume=False, device="nosuch")
+
+
+def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, settings, tmp_path):
+    first = train(manifest, settings(), tmp_path, resume=False, device="cpu", should_stop=lambda: True)
+    tensors = newest_tensors(first)
+    tensors["student/backbone.norm.weight"].fill_(float("nan"))
+    marker = first.checkpoint.with_suffix(".json")
+    content = json.loads(marker.read_text())
+    save_file(tensors, first.checkpoint)
+    content["sha256"] = hashlib.sha256(first.checkpoint.read_bytes()).hexdigest()
+    marker.write_text(json.dumps(content))
+
+    config = settings(optim__max_nonfinite_steps=3)
+    with pytest.raises(TrainError, match=r"the last 3 steps up to step 4 were not finite \(.*loss_ibot"):
+        train(manifest, config, tmp_path, resume=True, device="cpu")
+    last = lines(tmp_path)[-1]
+    assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(manifest, settings, uninterrupted, tmp_path):
+    marker = tmp_path / "checkpoints" / ".step_00000006.json.writing"
+
+    def fill_the_disk(report):
+        if report.step == 6:
+            marker.symlink_to("/dev/full")
+
+    with pytest.raises(
+        DiskFullError, match=r"no space left for step_00000006\.json; free some and go on with --resume"
+    ):
+        train(manifest, settings(), tmp_path, resume=False, device="cpu", on_step=fill_the_disk)
+    assert not marker.is_symlink()
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
+
+
+def test_the_loss_goes_down_and_the_teacher_does_not_collapse(manifest, settings, tmp_path):
+    config = settings(schedule__steps=60, schedule__teacher_temp=[0.03, 0.03], data__batch_size=8)
+    train(manifest, config, tmp_path, resume=False, device="cpu")
+    log = lines(tmp_path)
+    first, last = (np.mean([line["loss"] for line in part]) for part in (log[:10], log[-10:]))
+
+    assert last < first - 0.1
+    assert 0.1 * math.log(32) < log[-1]["teacher_entropy"] < 0.97 * math.log(32)
+
+
+def test_the_demo_settings_are_valid():
+    config = load(TrainConfig, REPO / "configs/dinov2/tiny.yaml")
+
+    assert config.schedule.teacher_temp[0] == config.schedule.teacher_temp[1]

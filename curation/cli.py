@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
@@ -135,12 +136,14 @@ def _train(options: argparse.Namespace) -> int:
             output,
             resume=options.resume,
             device=options.device,
-            on_step=_step_printer(config),
+            on_step=_step_printer(),
             should_stop=stop.is_set,
         )
-    if stop.is_set():
+    if not result.finished:
         raise KeyboardInterrupt
-    print(json.dumps({"steps": result.steps, "checkpoint": str(result.checkpoint), "log": str(result.log)}))
+    print(f"teacher     {result.teacher}")
+    print(f"checkpoint  {result.checkpoint}")
+    print(f"log         {result.log}")
     return 0
 
 
@@ -255,10 +258,21 @@ def _print_funnel(summary: dict[str, Any]) -> None:
             print(f"  {entry['stage']:<10} {entry['in']:>12,} {entry['out']:>12,}  {reasons}".rstrip())
 
 
-def _step_printer(config: Any) -> Callable[[Any], None]:
+def _step_printer() -> Callable[[Any], None]:
+    """Return what prints a step as a JSON line, at most one every five seconds, and the last."""
+    started = said = time.monotonic()
+    first: int | None = None
+
     def show(report: Any) -> None:
-        if report.step % max(1, config.log_every) == 0 or report.step == report.steps:
-            print(json.dumps(report.as_dict()), file=sys.stderr)
+        nonlocal said, first
+        first = report.step - 1 if first is None else first
+        now = time.monotonic()
+        if now - said >= 5 or report.step in (first + 1, report.num_steps):
+            said = now
+            left = (report.num_steps - report.step) * (now - started) / (report.step - first)
+            figures = {name: round(value, 6) for name, value in report.finite().items() if value is not None}
+            line = {"step": report.step, "of": report.num_steps, "eta_s": round(left, 1), **figures}
+            print(json.dumps(line), file=sys.stderr, flush=True)
 
     return show
 

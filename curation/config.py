@@ -5,6 +5,7 @@ a number), so a quoted ``"0.5"`` is an error and not a surprise.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -246,6 +247,15 @@ class RunConfig(Settings):
 S = TypeVar("S", bound=Settings)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers are those of YAML 1.2: ``1e-6`` is a number, and not text as in YAML 1.1."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
+)
+
+
 def load(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
     """Read settings from a YAML file.
 
@@ -263,7 +273,7 @@ def load(model: type[S], path: str | Path, overrides: Sequence[str] = ()) -> S:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from error
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError([f"{path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
     return parse(model, *overridden(tree, str(path), overrides))
@@ -340,7 +350,7 @@ def _override(tree: dict[str, Any], override: str) -> str:
     if not equals or not all(parts):
         raise ValueError("must look like section.key=value")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = yaml.load(value, _Loader)  # noqa: S506
     except yaml.YAMLError:
         raise ValueError(f"value {value!r} is not valid YAML") from None
     node: Any = tree
@@ -395,7 +405,9 @@ _REASONS = {
 
 def _problem(problem: Any, origin: str, origins: Mapping[str, str]) -> str:
     key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
-    context = dict(problem.get("ctx", {}))
+    context = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in problem.get("ctx", {}).items()
+    }
     shown = _shown(problem.get("input"))
     template = _REASONS.get(problem["type"])
     reason = template.format(**context, shown=shown) if template else f"{problem['msg']}, got {shown}"

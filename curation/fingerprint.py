@@ -41,7 +41,7 @@ def content_digest(table: pa.Table) -> str:
     digest.update(str(table.num_rows).encode())
     for field in table.schema:
         if in_digest(field):
-            digest.update(f"\0{field.name}:{field.type}\0".encode())
+            digest.update(f"\0{field.name}:{_type_name(field.type)}\0".encode())
             _update(digest, table.column(field.name).combine_chunks())
     return digest.hexdigest()
 
@@ -68,6 +68,15 @@ def add_digests(digests: Sequence[int]) -> int:
 def in_digest(field: pa.Field) -> bool:
     """Whether a column is content, and not a place or a time."""
     return (field.metadata or {}).get(b"digest") != b"no"
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Return the name of a type without those of list items: Parquet makes ``element`` of ``item``."""
+    if pa.types.is_fixed_size_list(kind):
+        return f"list<{_type_name(kind.value_type)}>[{kind.list_size}]"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list<{_type_name(kind.value_type)}>"
+    return str(kind)
 
 
 def _update(digest: Any, array: pa.Array | pa.ChunkedArray) -> None:

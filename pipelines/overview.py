@@ -113,7 +113,7 @@ def _step(context: Context, plan: Plan, step: Step) -> StepOverview:
         step.kind,
         **counts,
         changed=tuple(sorted(changed)),
-        protected=step.protected,
+        kept=step.protected and not any(name.startswith("table ") for name in changed),
         num_rows=sum(marker.num_rows for marker in markers),
         seconds=sum(marker.seconds for marker in markers),
         problem=problem,

@@ -1,0 +1,282 @@
+"""How a run stands, as plain values, and as lines of text for a terminal.
+
+Whoever can read a run fills these in (``curation.pipelines.overview``); nothing here reads anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from curation.report.words import counted, plain, size, took
+
+
+@dataclass(frozen=True)
+class StepOverview:
+    """One step of the plan.
+
+    Attributes:
+        name: Its name.
+        kind: ``crawl``, ``fetch``, ``images``, ``map`` or ``reduce``.
+        done: Units that are finished and made from what would be used now.
+        stale: Units that were made from something else.
+        uncovered: Units whose features may lack rows that a moved threshold keeps now.
+        left: Units never made; a collection that has not been crawled counts as one.
+        changed: What the stale units were made with otherwise, sorted.
+        kept: Whether stale units stay as they are until somebody asks for them to be redone.
+        num_rows: Rows of the units that exist.
+        seconds: Work that they took, summed over units.
+        problem: Why it could not be found out what is stale; units that exist then count as done.
+    """
+
+    name: str
+    kind: str
+    done: int = 0
+    stale: int = 0
+    uncovered: int = 0
+    left: int = 0
+    changed: tuple[str, ...] = ()
+    kept: bool = False
+    num_rows: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+    @property
+    def num_units(self) -> int:
+        """Units in any state."""
+        return self.done + self.stale + self.uncovered + self.left
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """Rows for a second of work of one worker; None where nothing was measured."""
+        return self.num_rows / self.seconds if self.num_rows and self.seconds > 0 else None
+
+    @property
+    def state(self) -> str:
+        """One word: ``done``, ``unknown``, ``stale``, ``started`` or ``left``."""
+        if self.problem:
+            return "unknown"
+        if self.stale or self.uncovered:
+            return "stale"
+        if not self.left:
+            return "done"
+        return "started" if self.done else "left"
+
+
+@dataclass(frozen=True)
+class StageOverview:
+    """One stage: what users name."""
+
+    name: str
+    steps: tuple[StepOverview, ...]
+
+
+@dataclass(frozen=True)
+class FunnelEntry:
+    """What one stage did to the rows of a collection.
+
+    Attributes:
+        stage: Name of the stage.
+        num_in: Rows that no earlier stage rejects.
+        num_out: Rows that it keeps.
+        rejected: Reason → rows, largest first; they add up to ``num_in - num_out``.
+    """
+
+    stage: str
+    num_in: int
+    num_out: int
+    rejected: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class HostOverview:
+    """Rows of one host and how many of them failed; the host is empty for images of local sets."""
+
+    host: str
+    num_rows: int
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class FetchOverview:
+    """What has been fetched so far.
+
+    Attributes:
+        num_rows: Rows of the shards that are fetched.
+        num_kept: Those that became images.
+        rejected: Reason → rows, largest first.
+        hosts: Hosts with the most rows.
+        exact_hosts: False if there were too many hosts to count each: counts of ``hosts`` are then lower bounds.
+    """
+
+    num_rows: int
+    num_kept: int
+    rejected: dict[str, int]
+    hosts: tuple[HostOverview, ...]
+    exact_hosts: bool = True
+
+
+@dataclass(frozen=True)
+class CollectionOverview:
+    """One collection.
+
+    Attributes:
+        name: ``pool``, ``seeds/<name>`` or ``references/<name>``.
+        crawled: Whether its crawl is finished; everything else is empty before.
+        num_shards: Shards.
+        num_rows: Rows.
+        skipped: What the crawl left out, by reason.
+        funnel: Stages whose verdicts are finished, in order.
+        fetch: What has been fetched, or None before the first shard.
+        image_bytes: Bytes in tars of blurred images.
+        raw_bytes: Bytes in tars of images as fetched, which go when their shard is blurred.
+    """
+
+    name: str
+    crawled: bool
+    num_shards: int = 0
+    num_rows: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    funnel: tuple[FunnelEntry, ...] = ()
+    fetch: FetchOverview | None = None
+    image_bytes: int = 0
+    raw_bytes: int = 0
+
+    def entry(self, stage: str) -> FunnelEntry | None:
+        """Return what a stage did, or None if its verdicts are not finished."""
+        return next((entry for entry in self.funnel if entry.stage == stage), None)
+
+
+@dataclass(frozen=True)
+class ManifestOverview:
+    """The newest manifest.
+
+    Attributes:
+        digest: Of its content.
+        num_images: Its rows.
+        version: Of the package that wrote it.
+        current: False if something that it is made from has changed since.
+    """
+
+    digest: str
+    num_images: int
+    version: str
+    current: bool
+
+
+@dataclass(frozen=True)
+class Overview:
+    """How a run stands."""
+
+    run: str
+    version: str
+    stages: tuple[StageOverview, ...]
+    collections: tuple[CollectionOverview, ...]
+    manifest: ManifestOverview | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can hold."""
+        tree = asdict(self)
+        for stage, plain_stage in zip(self.stages, tree["stages"], strict=True):
+            for step, plain_step in zip(stage.steps, plain_stage["steps"], strict=True):
+                plain_step |= {"state": step.state, "num_units": step.num_units, "rows_per_s": step.rows_per_s}
+        return tree
+
+    def lines(self) -> list[str]:
+        """Return the overview for a terminal."""
+        return [
+            *self._head(),
+            "",
+            *self._stages(),
+            *(line for found in self.collections for line in _collection(found)),
+        ]
+
+    def _head(self) -> Iterator[str]:
+        yield f"run       {plain(self.run)}"
+        if self.manifest is None:
+            yield "manifest  not finished"
+        else:
+            outdated = "" if self.manifest.current else "  (outdated: run again)"
+            yield f"manifest  {counted(self.manifest.num_images, 'image')}, digest {self.manifest.digest}{outdated}"
+
+    def _stages(self) -> Iterator[str]:
+        rows = [("stage", "step", "done", "stale", "left", "rows", "work", "rows/s")]
+        notes = []
+        for stage in self.stages:
+            for step in stage.steps:
+                rate = step.rows_per_s
+                rows.append(
+                    (
+                        stage.name,
+                        step.name,
+                        f"{step.done}/{step.num_units}",
+                        f"{step.stale + step.uncovered or '-'}",
+                        f"{step.left or '-'}",
+                        f"{step.num_rows:,}" if step.num_rows else "-",
+                        took(step.seconds) if step.seconds else "-",
+                        "-" if rate is None else f"{rate:,.0f}",
+                    )
+                )
+                notes += step_notes(step)
+        yield from _aligned(rows, left=2)
+        yield from (f"  {note}" for note in notes)
+
+
+def step_notes(step: StepOverview) -> list[str]:
+    """Return what there is to say about a step beyond its numbers."""
+    notes = []
+    if step.stale:
+        what = ", ".join(step.changed) or "other inputs"
+        fate = "kept until `--redo` names it" if step.kept else "made again by the next run"
+        notes.append(f"{step.name}: {counted(step.stale, 'unit')} made with other {what}; {fate}")
+    if step.uncovered:
+        notes.append(f"{step.name}: {counted(step.uncovered, 'unit')} may lack rows that are kept now")
+    if step.problem:
+        notes.append(f"{step.name}: cannot tell what is stale: {plain(step.problem)}")
+    return notes
+
+
+def _collection(found: CollectionOverview) -> Iterator[str]:
+    yield ""
+    if not found.crawled:
+        yield f"{found.name}: not crawled yet"
+        return
+    tars = [f"{size(found.image_bytes)} of images"] if found.image_bytes else []
+    tars += [f"{size(found.raw_bytes)} as fetched"] if found.raw_bytes else []
+    shards = counted(found.num_shards, "shard")
+    yield f"{found.name}: {counted(found.num_rows, 'row')} in {shards}{''.join(f', {text}' for text in tars)}"
+    yield from _aligned(
+        [("stage", "in", "out", "rejected")]
+        + [
+            (entry.stage, f"{entry.num_in:,}", f"{entry.num_out:,}", _reasons(entry.rejected)) for entry in found.funnel
+        ],
+        left=1,
+        last_left=True,
+        indent="  ",
+    )
+    if found.skipped:
+        yield f"  left out by the crawl: {_reasons(found.skipped)}"
+    if found.fetch is not None and found.entry("fetch") is None:
+        rejected = _reasons(found.fetch.rejected) or "none"
+        fetched = f"{counted(found.fetch.num_rows, 'row')}, {counted(found.fetch.num_kept, 'image')}"
+        yield f"  fetched so far: {fetched}; failed: {rejected}"
+    failing = sorted(found.fetch.hosts if found.fetch else (), key=lambda host: -host.num_failed)[:5]
+    hosts = [
+        f"{plain(host.host) or 'local'} {host.num_failed:,} of {host.num_rows:,}" for host in failing if host.num_failed
+    ]
+    if hosts:
+        yield f"  failures by host: {', '.join(hosts)}"
+
+
+def _reasons(counts: dict[str, int]) -> str:
+    return ", ".join(f"{plain(reason)} {count:,}" for reason, count in counts.items())
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int, last_left: bool = False, indent: str = "") -> Iterator[str]:
+    """Yield rows as columns: the first ``left`` flush left, the others flush right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if column < left or (last_left and column == len(row) - 1) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        yield (indent + "  ".join(cells)).rstrip()

@@ -169,14 +169,17 @@ def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
     config_path = getattr(options, "config", None)
     if options.run is None and config_path is None:
         raise UsageError("give --run FOLDER (a run that exists), or --config FILE (to start one)")
-    run = Run(options.run or f"runs/{Path(config_path).stem}")
+    run = Run(options.run or f"runs/{Path(config_path or '').stem}")
     overrides = getattr(options, "set", [])
     if config_path is not None:
         config = settings.load(RunConfig, config_path, overrides)
     elif run.exists("run.yaml"):
         import yaml
 
-        tree = yaml.safe_load(run.read_bytes("run.yaml"))
+        try:
+            tree = yaml.safe_load(run.read_bytes("run.yaml"))
+        except yaml.YAMLError as error:
+            raise ConfigError([f"{run.url}/run.yaml: is not valid YAML; give --config FILE"]) from error
         config = settings.parse(RunConfig, *settings.overridden(tree, f"{run.url}/run.yaml", overrides))
     else:
         raise ConfigError([f"{run.url}: is no run yet (it has no run.yaml); start one with --config FILE"])

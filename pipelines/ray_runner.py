@@ -96,9 +96,9 @@ class RayRunner:
             self._end_pools()
             options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
             self._pools[key] = [
-                _Worker.options(**options, max_restarts=_RETRIES, max_task_retries=_RETRIES).remote(
-                    context.run.url, config
-                )
+                ray.remote(_Worker)
+                .options(**options, max_restarts=_RETRIES, max_task_retries=_RETRIES)
+                .remote(context.run.url, config)
                 for _ in range(resources.workers)
             ]
         return self._pools[key]
@@ -110,7 +110,6 @@ class RayRunner:
         self._pools.clear()
 
 
-@ray.remote
 class _Worker:
     """Holds the model of the step at work, and does its units one after the other."""
 

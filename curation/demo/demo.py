@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 
 from curation import config as settings
@@ -73,15 +72,16 @@ def run_demo(
     summary = publish(context) or {}
     rows = pa.concat_tables(list(outcomes(context, plan, "pool")))
     found = score(truth, base_url, rows)
-    audit = _audited(context, truth, base_url, summary["digest"])
+    audit = _audited(context, summary["digest"])
     train = _trained(context, folder / "train", should_stop, on_event)
     report = write_report(context, plan)
-    passed = found.passed and not audit["faces_left"] and not audit["unsafe_bytes"] and train["passed"]
+    planted = _detected(context, truth, base_url)
+    passed = found.passed and planted[0] == planted[1] and not audit["faces_left"] and not audit["unsafe_bytes"] and train["passed"]
     lines = [
         *_funnel_lines(summary),
         "",
         *found.lines(),
-        f"faces found again in {audit['images']} images of the manifest that had some: {audit['faces_left']}",
+        f"faces planted and detected: {planted[0]} of {planted[1]}; found again in the {audit['images']} images that had one: {audit['faces_left']}",
         f"stored images that decoding or NSFW rejects, or not blurred: {audit['unsafe_bytes']}",
         train["line"],
         "",
@@ -105,28 +105,39 @@ def demo_config(truth: Truth, base_url: str, site: Path) -> RunConfig:
     return settings.parse(RunConfig, tree, "configs/demo.yaml")
 
 
-def _audited(context: Context, truth: Truth, base_url: str, digest: str) -> dict[str, Any]:
-    """Search the manifest's images for faces again, and the run for bytes that should be gone; once for a manifest."""
+def _audited(context: Context, digest: str) -> dict[str, Any]:
+    """Search the run's images for faces again, and its tars for bytes that should be gone; once for a manifest."""
     known = _known(context, digest)
     if known is not None:
         return known
-    planted = {item.url(base_url) for item in truth.of("face")}
     faces = context.config.faces
     detector = FaceDetector(context.weights(faces.weights), faces.min_score, faces.scales, faces.max_side_px)
-    manifest = pq.read_table(
-        context.run.path("manifest.parquet"), columns=["url", "tar", "tar_offset", "stored_bytes", "num_faces"]
-    )
     images = faces_left = 0
-    for row in manifest.to_pylist():
-        if row["num_faces"] or row["url"] in planted:
-            with context.run.open(row["tar"]) as stream:
-                stream.seek(row["tar_offset"])
-                data = stream.read(row["stored_bytes"])
-            images += 1
-            faces_left += len(detector.detect(decode(data, context.config.images)))
+    for collection in ("pool", *context.collections("seeds")):
+        for shard, marker in context.run.markers(collection, "faces").items():
+            columns = ["num_faces", "tar_offset", "stored_bytes"]
+            rows = context.run.read_table(collection, "faces", shard, columns).to_pylist()
+            with context.run.open(marker.files["images"]) as stream:
+                for row in rows:
+                    if row["num_faces"]:
+                        stream.seek(row["tar_offset"])
+                        data = stream.read(row["stored_bytes"])
+                        images += 1
+                        faces_left += len(detector.detect(decode(data, context.config.images)))
     result = {"digest": digest, "images": images, "faces_left": faces_left, "unsafe_bytes": _unsafe_bytes(context)}
     context.run.write_bytes(RESULT_FILE, json.dumps(result).encode())
     return result
+
+
+def _detected(context: Context, truth: Truth, base_url: str) -> tuple[int, int]:
+    """Return how many of the photos with a planted face had a face blurred, and how many there are."""
+    urls = {item.url(base_url) for item in truth.of("face")}
+    found = 0
+    for shard in context.run.markers("pool", "faces"):
+        shown = context.run.read_table("pool", "crawl", shard, ["url"]).column(0).to_pylist()
+        counts = context.run.read_table("pool", "faces", shard, ["num_faces"]).column(0).to_pylist()
+        found += sum(url in urls and bool(count) for url, count in zip(shown, counts, strict=True))
+    return found, len(urls)
 
 
 def _known(context: Context, digest: str) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """One writer a run: a lease that expires, so that a killed process locks nobody out.
 
 ``lease.json`` names its holder and when it ends. The holder renews it from a thread; when the holder is a dead process of
-this machine the lease is taken at once, otherwise when it has ended. Object stores have no lock, so after writing, the
-lease is read again a moment later: of two that came at the same time only the one that wrote last goes on.
+this machine the lease is taken at once, otherwise when it has ended. Object stores have no lock, so the lease is read
+again a moment after it was written: of several that came at the same time only the one that wrote last goes on.
 """
 
 import json
@@ -13,13 +13,26 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
-from curation.errors import LeaseError
+from curation.errors import LeaseError, StoreError
 
 _DURATION_S = 60.0
 _RENEW_S = 15.0
 _SETTLE_S = 0.05
+
+
+class Files(Protocol):
+    """The small files of a run; writing replaces a file whole, so that a reader never sees half of one."""
+
+    def read_bytes(self, relative: str) -> bytes:
+        """Return the content of a file, or raise ``FileNotFoundError``."""
+
+    def write_bytes(self, relative: str, data: bytes) -> None:
+        """Write a file."""
+
+    def remove(self, relative: str) -> None:
+        """Delete a file; one that is gone is no error."""
 
 
 class Lease:
@@ -29,9 +42,9 @@ class Lease:
         LeaseError: If another living process holds it.
     """
 
-    def __init__(self, fs: Any, path: str) -> None:
-        self._fs = fs
-        self._path = path
+    def __init__(self, files: Files, name: str = "lease.json") -> None:
+        self._files = files
+        self._name = name
         self._token = secrets.token_hex(8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -45,8 +58,7 @@ class Lease:
                 f"wait for it, or end it (its lease ends in {max(0, held['expires'] - time.time()):.0f} s)"
             )
         self._write()
-        if held is not None:
-            time.sleep(_SETTLE_S)
+        time.sleep(_SETTLE_S)
         if (self._read() or {}).get("token") != self._token:
             raise LeaseError("another process took this run at the same moment; run again when it has ended")
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -60,21 +72,21 @@ class Lease:
         if self._thread is not None:
             self._thread.join()
         if (self._read() or {}).get("token") == self._token:
-            self._fs.rm_file(self._path)
+            self._files.remove(self._name)
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEW_S):
-            if (self._read() or {}).get("token", self._token) != self._token:
-                self.lost.set()
-                return
             try:
+                if (self._read() or {}).get("token", self._token) != self._token:
+                    self.lost.set()
+                    return
                 self._write()
-            except OSError:
+            except (OSError, StoreError):
                 continue  # a full disk must not end the thread: the next renewal may succeed
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            held = json.loads(self._fs.cat_file(self._path))
+            held = json.loads(self._files.read_bytes(self._name))
         except (FileNotFoundError, ValueError):
             return None
         return held if isinstance(held, dict) and isinstance(held.get("expires"), (int, float)) else None
@@ -87,7 +99,7 @@ class Lease:
             "started": _start_time(os.getpid()),
             "expires": time.time() + _DURATION_S,
         }
-        self._fs.pipe_file(self._path, json.dumps(holder).encode())
+        self._files.write_bytes(self._name, json.dumps(holder).encode())
 
 
 def _is_over(held: dict[str, Any]) -> bool:

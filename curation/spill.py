@@ -36,9 +36,16 @@ class Spill:
         self._tables: list[pa.Table] = []
         self._buckets: list[npt.NDArray[np.int64]] = []
         self._buffered = 0
+        self._is_read = False
 
     def add(self, table: pa.Table, buckets: npt.NDArray[np.int64] | Sequence[int]) -> None:
-        """Append the rows of a table, each to the bucket named for it."""
+        """Append the rows of a table, each to the bucket named for it.
+
+        Raises:
+            ValueError: After ``read``, when a bucket's file would begin anew.
+        """
+        if self._is_read:
+            raise ValueError("rows cannot be added once a bucket was read")
         self._tables.append(table)
         self._buckets.append(np.asarray(buckets, dtype=np.int64))
         self._buffered += table.num_rows
@@ -48,6 +55,7 @@ class Spill:
     def read(self, bucket: int) -> pa.Table:
         """Return the rows of a bucket; nothing can be added afterwards."""
         self.close()
+        self._is_read = True
         path = self._folder / f"{bucket:04d}.arrow"
         if not path.exists():
             return self._schema.empty_table()

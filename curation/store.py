@@ -19,10 +19,11 @@ exists for readers once a marker, written last, names it. A marker cut short by 
 import errno
 import json
 import posixpath
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +32,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.errors import CorruptError, DiskFullError, StoreError
+from curation.errors import CorruptError, DiskFullError, StoreError, UsageError
 from curation.fingerprint import content_digest
 from curation.lease import Lease
 
@@ -67,8 +68,12 @@ class Run:
     """One run, named by a folder or an fsspec URL such as ``s3://bucket/run`` or ``memory://run``."""
 
     def __init__(self, url: str | Path) -> None:
-        self.url = str(url)
-        self.fs, self.root = fsspec.core.url_to_fs(self.url)
+        try:
+            self.fs, self.root = fsspec.core.url_to_fs(str(url))
+        except (ImportError, ValueError) as error:
+            raise UsageError(f"{url}: cannot be opened: {error}") from error
+        # Workers start in folders of their own: a relative path would be another one there.
+        self.url = self.root if "file" in _protocols(self.fs) else str(url)
 
     # -- plain files ------------------------------------------------------------------------------------------------
 
@@ -133,6 +138,8 @@ class Run:
 
     def local_copy(self, relative: str, folder: Path) -> Path:
         """Return a path of this machine for a file of the run; copied into ``folder`` if the run is elsewhere."""
+        if not self.exists(relative):
+            raise CorruptError(f"{self.url}: {relative} is missing although its marker names it")
         if "file" in _protocols(self.fs):
             return Path(self.path(relative))
         target = folder / posixpath.basename(relative)
@@ -140,9 +147,19 @@ class Run:
         return target
 
     def publish(self, relative: str, target: str) -> None:
-        """Copy a committed file to a name that people know."""
+        """Copy a committed file to a name that people know; on a local disk they never see half of it."""
+        if not self.exists(relative):
+            raise CorruptError(f"{self.url}: {relative} is missing although its marker names it")
         with disk_full_is_said(self.url):
-            self.fs.copy(self.path(relative), self.path(target))
+            if "file" not in _protocols(self.fs):
+                self.fs.copy(self.path(relative), self.path(target))
+                return
+            draft = Path(f"{self.path(target)}.{secrets.token_hex(6)}.tmp")
+            try:
+                shutil.copyfile(self.path(relative), draft)
+                draft.replace(self.path(target))
+            finally:
+                draft.unlink(missing_ok=True)
 
     def free_bytes(self) -> int | None:
         """Return the space left where the run lies, or None where that has no meaning."""
@@ -153,11 +170,15 @@ class Run:
             folder = folder.parent
         return shutil.disk_usage(folder).free
 
-    def lease(self) -> Lease:
-        """Return the lease that a writer holds."""
-        with disk_full_is_said(self.url):
-            self.fs.makedirs(self.root, exist_ok=True)
-        return Lease(self.fs, self.path("lease.json"))
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """Hold the lease of a writer while the ``with`` block runs; it is the first thing that is written."""
+        with ExitStack() as stack:
+            try:
+                lease = stack.enter_context(Lease(self))
+            except OSError as error:
+                raise StoreError(f"{self.url}: cannot be written: {error.strerror or error}") from error
+            yield lease
 
     # -- shards -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +193,7 @@ class Run:
             names = [posixpath.basename(path) for path in self.fs.ls(folder, detail=False)]
         except FileNotFoundError:
             return {}
-        shards = sorted(int(name[:8]) for name in names if len(name) == 13 and name.endswith(".json"))
+        shards = sorted(int(name[:8]) for name in names if re.fullmatch(r"[0-9]{8}\.json", name))
         found = {shard: self.marker(collection, step, shard) for shard in shards}
         return {shard: marker for shard, marker in found.items() if marker is not None}
 
@@ -192,7 +213,7 @@ class Run:
         """
         path = self.new_path(collection, step, shard, "parquet")
         with self.create(path) as stream:
-            pq.write_table(table, stream, compression="zstd", row_group_size=16_384)
+            pq.write_table(table, stream, compression="zstd", row_group_size=16_384, write_page_checksum=True)
         made = Marker(
             **{
                 **marker,
@@ -221,14 +242,23 @@ class Run:
             raise CorruptError(f"{self.url}: {collection}/{step} shard {shard:08d} is not finished")
         with self.open(marker.files["table"]) as stream:
             try:
-                table: pa.Table = pq.ParquetFile(stream).read(columns=None if columns is None else list(columns))
-            except (pa.ArrowInvalid, OSError) as error:
+                file = pq.ParquetFile(stream, page_checksum_verification=True)
+                table: pa.Table = file.read(columns=None if columns is None else list(columns))
+            except (pa.ArrowException, OSError) as error:
                 raise CorruptError(f"{self.url}: {marker.files['table']} cannot be read: {error}") from error
         if table.num_rows != marker.num_rows:
             raise CorruptError(
                 f"{self.url}: {marker.files['table']} has {table.num_rows} rows, its marker says {marker.num_rows}"
             )
         return table
+
+    def forget_shards(self, collection: str, num_shards: int) -> None:
+        """Take back the markers of shards that a collection no longer has; their data is then garbage."""
+        for folder in self._folders(collection):
+            step = posixpath.basename(folder)
+            for shard in self.markers(collection, step):
+                if shard >= num_shards:
+                    self.remove(_marker_path(collection, step, shard))
 
     # -- artefacts --------------------------------------------------------------------------------------------------
 
@@ -267,13 +297,14 @@ class Run:
             removed += sum(self._remove_unnamed(folder, named) for folder in folders)
         for folder in self._folders("artefacts"):
             marker = self.artefact_marker(posixpath.basename(folder))
-            removed += self._remove_unnamed(folder, set(marker.files.values()) if marker else set())
+            removed += self._remove_unnamed(folder, set(marker.files.values()) if marker else set(), markers=False)
         return removed
 
-    def _remove_unnamed(self, folder: str, named: set[str]) -> int:
+    def _remove_unnamed(self, folder: str, named: set[str], markers: bool = True) -> int:
+        """Delete the files of a folder that ``named`` lacks; ``markers``: JSON files there are markers, and stay."""
         prefix = posixpath.relpath(folder, self.root)
         names = [posixpath.basename(path) for path in self.fs.ls(folder, detail=False)]
-        data = [posixpath.join(prefix, name) for name in names if not name.endswith(".json")]
+        data = [posixpath.join(prefix, name) for name in names if not (markers and name.endswith(".json"))]
         unnamed = [path for path in data if path not in named]
         for path in unnamed:
             self.remove(path)

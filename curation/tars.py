@@ -22,7 +22,7 @@ class TarWriter:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
-        self._tar = tarfile.open(fileobj=stream, mode="w|", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._tar = tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._offsets: dict[str, int] = {}
 
     def add(self, image_id: str, data: bytes, image_format: str) -> int:

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Protocol
 
 from curation import config as settings
 from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
+from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import Assessed, assess, collections
-from curation.pipelines.image_pass import forget_raw
+from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
+from curation.pipelines.ingest import crawl_marker
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.work import Done, Unit
 
@@ -92,13 +95,9 @@ def bring_up(
     steps = plan.through(request.stage)
     for stage in request.redo:
         plan.check_stage(stage)
-    if not context.config.pool.inputs:
-        raise ConfigError(["pool.inputs: is required: name the pages, URL lists or image sets to curate"])
-    for step in steps:  # a missing package or licence is said now, and not after hours
-        for name in step.weights(context.config):
-            context.weights(name)
+    _check_request(context, steps, request)
     with context.run.lease() as lease:
-        tidy(context, steps)
+        tidy(context, plan, steps)
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
         asked = context.should_stop
         context.should_stop = lambda: asked() or lease.lost.is_set()
@@ -108,9 +107,11 @@ def bring_up(
                 _bring_up_step(context, plan, step, request, runner, on_event)
                 if lease.lost.is_set():
                     raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
+                if asked():
+                    raise KeyboardInterrupt
         finally:
             context.should_stop = asked
-        tidy(context, steps)
+        tidy(context, plan, steps)
 
 
 def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = "manifest") -> list[str]:
@@ -133,16 +134,54 @@ def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = 
     return lines
 
 
-def tidy(context: Context, steps: Sequence[Step]) -> None:
+def _check_request(context: Context, steps: Sequence[Step], request: Request) -> None:
+    """Say now, and not after hours, what cannot work: a missing input list, package or licence, or a redo in vain."""
+    if not context.config.pool.inputs:
+        raise ConfigError(["pool.inputs: is required: name the pages, URL lists or image sets to curate"])
+    late = sorted(request.redo - {step.stage for step in steps})
+    if late:
+        raise UsageError(f"--redo {late[0]}: comes after --stage {request.stage}; choose a later --stage")
+    for step in steps:
+        for name in step.weights(context.config):
+            context.weights(name)
+        for collection in ("", *collections(context, step)) if step.kind == "reduce" else collections(context, step):
+            fingerprint(step.settings(context.config, collection))
+    for step in steps:
+        if step.kind == "images" and step.protected and step.stage in request.redo and "fetch" not in request.redo:
+            gone = [
+                shard
+                for collection in collections(context, step)
+                for shard in context.run.markers(collection, step.name)
+                if not has_raw(context, collection, shard)
+            ]
+            if gone:
+                raise UsageError(
+                    f"--redo {step.stage}: the fetched bytes of {len(gone)} shards were deleted after blurring; "
+                    "add --redo fetch to get them again"
+                )
+
+
+def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
     """Delete what killed attempts left, and fetched bytes whose blurred copy is finished."""
     known = [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
     for collection in known:
-        last = "sscd" if collection.startswith("references/") else "faces"
-        fetched = context.run.markers(collection, "fetch")
-        for shard, marker in context.run.markers(collection, last).items():
-            if shard in fetched and marker.inputs.get("table fetch") == fetched[shard].digest:
-                forget_raw(context, collection, shard)
+        crawled = context.run.artefact_marker(crawl_marker(collection))
+        if crawled is not None:
+            context.run.forget_shards(collection, crawled.num_shards)
+    for step in steps:
+        if step.kind != "images" or not any(is_last_to_read_raw(step, collection) for collection in known):
+            continue
+        if not all(map(partial(_is_crawled, context), collections(context, step))):
+            continue
+        for found in assess(context, plan, step):
+            unit = found.unit
+            if found.state == "done" and unit.shard is not None and is_last_to_read_raw(step, unit.collection):
+                forget_raw(context, unit.collection, unit.shard)
     context.run.collect_garbage(known)
+
+
+def _is_crawled(context: Context, collection: str) -> bool:
+    return context.run.artefact_marker(crawl_marker(collection)) is not None
 
 
 def _bring_up_step(
@@ -155,7 +194,7 @@ def _bring_up_step(
 ) -> None:
     start = time.monotonic()
     assessed = list(assess(context, plan, step))
-    pending = [found for found in assessed if _is_pending(found, plan, step, request, on_event)]
+    pending = [found for found in assessed if _is_pending(context, found, step, request, on_event)]
     if not pending:
         on_event(StepEnded(step, True, 0.0))
         return
@@ -167,32 +206,35 @@ def _bring_up_step(
     _check_space(context, step, pending)
     num_rows = sum(found.num_rows for found in pending)
     on_event(StepStarted(step, len(pending), num_rows, len(assessed) - len(pending)))
-    for done in runner.run(context, plan, step, [found.unit for found in pending]):
+    anew = step.stage in request.redo
+    for done in runner.run(context, plan, step, [replace(found.unit, anew=anew) for found in pending]):
         on_event(done)
-    if context.should_stop():
-        raise KeyboardInterrupt
-    on_event(StepEnded(step, False, time.monotonic() - start))
+    if not context.should_stop():
+        on_event(StepEnded(step, False, time.monotonic() - start))
 
 
 def _is_pending(
-    found: Assessed, plan: Plan, step: Step, request: Request, on_event: Callable[[Event], None]
+    context: Context, found: Assessed, step: Step, request: Request, on_event: Callable[[Event], None]
 ) -> bool:
+    unit = found.unit
     if found.state == "left" or step.stage in request.redo or (request.refit and step.fitted):
         return True
     if found.state == "done":
         return False
-    before = plan.stages[: plan.stages.index(step.stage)]
-    if step.protected and not (request.redo & set(before)):
-        if found.state == "stale":
-            where = found.unit.collection if found.unit.shard is None else f"{found.unit.collection} {found.unit.shard:08d}"
-            on_event(
-                Warned(
-                    f"{step.name} {where} was made with other {', '.join(found.changed)}; kept as it is. "
-                    f"`--redo {step.stage}` makes it again"
-                )
+    if not step.protected or any(name.startswith("table ") for name in found.changed):
+        return True  # a protected table of other links or images than are there now is of no use to anybody
+    if step.kind == "images" and unit.shard is not None and has_raw(context, unit.collection, unit.shard):
+        return True  # fetched anew
+    if found.state == "stale":
+        where = unit.collection if unit.shard is None else f"{unit.collection} {unit.shard:08d}"
+        redo = f"--redo fetch --redo {step.stage}" if step.kind == "images" else f"--redo {step.stage}"
+        on_event(
+            Warned(
+                f"{step.name} {where} was made with other {', '.join(found.changed)}; kept as it is. "
+                f"`{redo}` makes it again"
             )
-        return False
-    return True
+        )
+    return False
 
 
 def _check_space(context: Context, step: Step, pending: Sequence[Assessed]) -> None:

@@ -1,6 +1,6 @@
 """Which units of a step are finished, stale or left, and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,9 +41,7 @@ def assess(context: Context, plan: Plan, step: Step) -> Iterator[Assessed]:
     for collection in collections(context, step):
         settings = fixed | {"settings": fingerprint(step.settings(context.config, collection))}
         if step.kind == "crawl":
-            yield _assessed(
-                Unit(step.name, collection, None, settings), context.run.artefact_marker(crawl_marker(collection))
-            )
+            yield _assessed(Unit(step.name, collection, None, settings), _crawled(context, collection))
         else:
             yield from _shards(context, plan, step, collection, settings)
 
@@ -95,7 +93,35 @@ def _reduce(context: Context, plan: Plan, step: Step, fixed: dict[str, str]) -> 
                 paths = [markers[shard].files["images"] for shard in shards if shard in markers]
                 inputs[f"tars {collection}"] = fingerprint({"paths": paths})
     inputs["settings"] = fingerprint(settings)
-    return _assessed(Unit(step.name, "", None, inputs), context.run.artefact_marker(step.name), num_rows)
+    unit = Unit(step.name, "", None, inputs)
+    found = _assessed(unit, context.run.artefact_marker(step.name), num_rows)
+    if found.state == "done" and not _has_its_tables(context, plan, step, unit):
+        return Assessed(unit, "left", (), num_rows)
+    return found
+
+
+def _crawled(context: Context, collection: str) -> Marker | None:
+    """Return the marker of a crawl, or None where its shards are not all there, or not those that it made."""
+    marker = context.run.artefact_marker(crawl_marker(collection))
+    if marker is None:
+        return None
+    shards = context.run.markers(collection, "crawl")
+    digests = [_digest(shards.get(shard)) for shard in range(marker.num_shards)]
+    return marker if fingerprint({"shards": digests}) == marker.digest else None
+
+
+def _has_its_tables(context: Context, plan: Plan, step: Step, unit: Unit) -> bool:
+    """Whether every table of a reduce is of this attempt: one of other settings may have been killed in the middle."""
+    if step.writes is None:
+        return True
+    kinds = plan.writers[step.writes.name]
+    for collection in collections(context, step):
+        if collection.partition("/")[0] in kinds:
+            made = context.run.markers(collection, step.writes.name)
+            for shard in shard_markers(context, collection):
+                if shard not in made or made[shard].fingerprint != unit.fingerprint:
+                    return False
+    return True
 
 
 def _fixed_inputs(context: Context, step: Step) -> dict[str, str]:

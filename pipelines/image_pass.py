@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curation import schema
 from curation.crawl import fetch as fetch_links
-from curation.errors import ImageError, StageError
+from curation.errors import CorruptError, ImageError, StageError
 from curation.images import decode
 from curation.pipelines.context import Context
 from curation.pipelines.ingest import image_id, links_of
@@ -48,7 +49,10 @@ def run(context: Context, plan: Plan, step: Step, unit: "Unit") -> tuple[int, in
     needed = context.kept(collection, shard, images.num_rows, step.existing(step.after, collection, plan))
     needed &= images.column("image_id").is_valid().to_numpy()
     marker = store.marker(collection, step.name, shard)
+    writes_tar = "tar_offset" in stage.writes.schema.names
     known = marker if marker is not None and marker.fingerprint == unit.fingerprint else None
+    if unit.anew or writes_tar:  # a tar is made whole: the new one replaces the old one
+        known = None
     old = stage.writes.schema.empty_table()
     if known is not None:
         old = store.read_table(collection, step.name, shard)
@@ -60,14 +64,16 @@ def run(context: Context, plan: Plan, step: Step, unit: "Unit") -> tuple[int, in
     fields: dict[str, Any] = {"fingerprint": unit.fingerprint, "inputs": unit.inputs, "covers": unit.covers}
     with ExitStack() as stack:
         tar = None
-        if "tar_offset" in stage.writes.schema.names:
+        if writes_tar:
             path = store.new_path(collection, "images", shard, "tar")
             tar = stack.enter_context(TarWriter(stack.enter_context(store.create(path))))
             fields["files"] = {"images": path}
-        rows, new = _compute(context, stage, encoded(context, collection, shard, todo), images, tar)
+        source = encoded(context, step, collection, shard, todo)
+        rows, new = _compute(context, stage, source, images, tar)
     table = _merge(stage.writes.schema, images.num_rows, old, rows, new)
     store.commit(collection, step.name, shard, table, {**fields, "seconds": time.monotonic() - start})
-    _forget_raw(context, step, collection, shard)
+    if is_last_to_read_raw(step, collection):
+        forget_raw(context, collection, shard)
     return images.num_rows, len(todo)
 
 
@@ -191,20 +197,29 @@ def _has_features(table: pa.Table) -> npt.NDArray[np.bool_]:
 
 
 def encoded(
-    context: Context, collection: str, shard: int, rows: npt.NDArray[np.int64]
+    context: Context, step: Step, collection: str, shard: int, rows: npt.NDArray[np.int64]
 ) -> Iterator[tuple[int, bytes]]:
-    """Yield the rows' encoded bytes from where they lie now: the blurred tar, the raw tar, or the source itself."""
+    """Yield the rows' encoded bytes as a step wants them, from where they lie now.
+
+    A step that reads the table of faces gets the blurred images; others get those that were fetched while there are
+    any, else the blurred ones; references of local sets come from the source itself.
+
+    Raises:
+        CorruptError: If the bytes are not those that were stored.
+        StageError: If the source has changed.
+    """
     store = context.run
     images = store.read_table(collection, "fetch", shard, ["image_id", "num_bytes", "raw_offset"])
     blurred = store.marker(collection, "faces", shard)
     fetched = store.marker(collection, "fetch", shard)
     in_place: list[int] = []
-    if blurred is not None and fetched is not None and blurred.inputs.get("table fetch") == fetched.digest:
-        table = store.read_table(collection, "faces", shard, ["tar_offset", "stored_bytes"])
-        path, offsets, sizes = blurred.files["images"], table.column(0), table.column(1)
+    path = fetched.files.get("raw", "") if fetched is not None else ""
+    is_blurred = blurred is not None and fetched is not None and blurred.inputs.get("table fetch") == fetched.digest
+    if blurred is not None and is_blurred and (not path or schema.FACES in step.reads):
+        table = store.read_table(collection, "faces", shard, ["tar_offset", "stored_bytes", "stored_id"])
+        path, offsets, sizes, names = blurred.files["images"], table.column(0), table.column(1), table.column(2)
     else:
-        path = fetched.files.get("raw", "") if fetched is not None else ""
-        offsets, sizes = images.column("raw_offset"), images.column("num_bytes")
+        offsets, sizes, names = (images.column(name) for name in ("raw_offset", "num_bytes", "image_id"))
         if collection.startswith("references/"):
             in_place = [int(row) for row in rows if not offsets[row].is_valid]
     if path and len(in_place) < len(rows):
@@ -213,7 +228,13 @@ def encoded(
             for row in rows.tolist():
                 if row not in skip and offsets[row].is_valid:
                     stream.seek(offsets[row].as_py())
-                    yield row, stream.read(sizes[row].as_py())
+                    data = stream.read(sizes[row].as_py())
+                    if image_id(data) != names[row].as_py():
+                        raise CorruptError(
+                            f"{store.url}: {path} does not hold image {images.column('image_id')[row]} where its table "
+                            "says; `--redo fetch` gets the images again"
+                        )
+                    yield row, data
     if in_place:
         links = links_of(context, collection, shard)
         ids = images.column("image_id")
@@ -226,11 +247,15 @@ def encoded(
             yield row, found.data
 
 
-def _forget_raw(context: Context, step: Step, collection: str, shard: int) -> None:
-    """Delete fetched bytes that nothing needs any more: blurred (pool, seeds) or described (references)."""
-    last = "sscd" if collection.startswith("references/") else "faces"
-    if step.name == last:
-        forget_raw(context, collection, shard)
+def is_last_to_read_raw(step: Step, collection: str) -> bool:
+    """Whether nothing needs a shard's fetched bytes once it has been through this step."""
+    return step.name == ("sscd" if collection.startswith("references/") else "faces")
+
+
+def has_raw(context: Context, collection: str, shard: int) -> bool:
+    """Whether a shard's fetched bytes are still there."""
+    marker = context.run.marker(collection, "fetch", shard)
+    return marker is not None and "raw" in marker.files
 
 
 def forget_raw(context: Context, collection: str, shard: int) -> None:

@@ -60,6 +60,8 @@ def crawl(context: Context, unit: "Unit") -> int:
             if shard == 0 and total == 0 and collection == "pool":
                 found = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "nothing else"
                 raise InputError(f"pool.inputs name no image (also seen: {found}); check their paths and kinds")
+            if shard == 0:  # a crash half way must not leave old and new shards mixed
+                run.remove(f"artefacts/{crawl_marker(collection)}.json")
             marker = run.commit(
                 collection, "crawl", shard, table, {"fingerprint": unit.fingerprint, "inputs": unit.inputs}
             )

@@ -77,6 +77,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         artefacts: set[str] = set()
+        makers: dict[str, str] = {}
+        names = [step.name for step in self.steps]
+        for name in names:
+            if names.count(name) > 1:
+                raise PlanError(f"{names.count(name)} steps are named {name}")
         for step in self.steps:
             for table in (*step.reads, *step.after):
                 if not set(self.writers.get(table.name, ())) & set(step.collections):
@@ -88,7 +93,9 @@ class Plan:
                     raise PlanError(f"step {step.name} needs what {needed} makes, but {needed} does not come before it")
             if step.writes is not None:
                 if step.writes.name in self.writers:
-                    raise PlanError(f"step {step.name} writes table {step.writes.name}, which another step writes")
+                    maker = makers[step.writes.name]
+                    raise PlanError(f"step {step.name} writes table {step.writes.name}, which step {maker} writes too")
+                makers[step.writes.name] = step.name
                 self.writers[step.writes.name] = step.writes_for or step.collections
             if step.makes:
                 artefacts.add(step.name)

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from curation.errors import CorruptError
 from curation.pipelines.context import Context
 from curation.stages.manifest import MANIFEST_FILE, SUMMARY_FILE, ManifestStage
 
@@ -21,5 +22,10 @@ def publish(context: Context) -> dict[str, Any] | None:
         run.publish(source, MANIFEST_FILE)
         run.publish(marker.files[SUMMARY_FILE], SUMMARY_FILE)
         run.write_bytes(_PUBLISHED, source.encode())
-    summary: dict[str, Any] = json.loads(run.read_bytes(marker.files[SUMMARY_FILE]))
+    try:
+        summary: dict[str, Any] = json.loads(run.read_bytes(marker.files[SUMMARY_FILE]))
+    except (FileNotFoundError, ValueError) as error:
+        raise CorruptError(
+            f"{run.url}: {marker.files[SUMMARY_FILE]} is missing or broken; `--redo manifest` makes it again"
+        ) from error
     return summary

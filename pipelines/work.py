@@ -32,6 +32,7 @@ class Unit:
         shard: The shard; None for a reduce and for ``crawl``.
         inputs: Parts of the fingerprint by name.
         covers: Digest of the verdicts that say which rows are needed.
+        anew: Compute every row again, also where there is an output of the same causes.
     """
 
     step: str
@@ -39,6 +40,7 @@ class Unit:
     shard: int | None
     inputs: dict[str, str]
     covers: str = ""
+    anew: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -72,22 +74,21 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
     step = plan.step(unit.step)
     start = time.monotonic()
     try:
-        if step.kind == "crawl":
-            num_rows = num_computed = ingest.crawl(context, unit)
-        elif step.kind == "fetch":
-            num_rows = num_computed = ingest.fetch(context, unit)
-        elif step.kind == "images":
-            num_rows, num_computed = image_pass.run(context, plan, step, unit)
-        elif step.kind == "map":
-            num_rows = num_computed = _map(context, plan, step, unit)
-        else:
-            num_rows = num_computed = _reduce(context, plan, step, unit)
-    except CurationError:
+        with disk_full_is_said(context.run.url):
+            if step.kind == "crawl":
+                num_rows = num_computed = ingest.crawl(context, unit)
+            elif step.kind == "fetch":
+                num_rows = num_computed = ingest.fetch(context, unit)
+            elif step.kind == "images":
+                num_rows, num_computed = image_pass.run(context, plan, step, unit)
+            elif step.kind == "map":
+                num_rows = num_computed = _map(context, plan, step, unit)
+            else:
+                num_rows = num_computed = _reduce(context, plan, step, unit)
+    except (CurationError, InterruptedError):
         raise
     except OSError as error:
-        with disk_full_is_said(context.run.url):
-            raise
-        raise StageError(step.stage, unit.shard, str(error)) from error  # pragma: no cover
+        raise StageError(step.stage, unit.shard, str(error)) from error
     return Done(unit, num_rows, num_computed, time.monotonic() - start)
 
 
@@ -177,7 +178,7 @@ class _Inputs:
                 return run.read_table(collection, table.name, shard, columns)
 
             def images(rows: npt.NDArray[np.int64], shard: int = shard) -> Iterator[tuple[int, bytes]]:
-                return image_pass.encoded(context, collection, shard, rows)
+                return image_pass.encoded(context, self._step, collection, shard, rows)
 
             yield ShardView(
                 collection,

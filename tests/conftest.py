@@ -3,7 +3,8 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs a small disk of its own: only root may mount one")
     yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def fill() -> Callable[[Path], Path]:
+    """``fill(folder)`` takes all the space there is, and returns the file that does."""
+
+    def take(folder: Path) -> Path:
+        filler = folder / "filler"
+        with filler.open("ab", buffering=0) as stream, suppress(OSError):
+            while stream.write(bytes(4096)):
+                pass
+        return filler
+
+    return take

@@ -1,7 +1,8 @@
 """Unique links, cut into shards, in bounded memory.
 
 Links of the web go to shards by a hash of their host, so that politeness is local to a shard; one host is spread over at
-most ``host_spread`` shards. Images of local sets keep their order, so that files are read from front to back.
+most ``host_spread`` shards, and the order in which links were found does not matter. Images of local sets keep their
+order, so that files are read from front to back.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ def cut(links: Iterable[Link], config: RunConfig, scratch: Path) -> Iterator[pa.
 
 
 def _unique(links: Iterable[Link], scratch: Path) -> tuple[Spill, int, int, int]:
-    """Return unique links by bucket, the number of web and of local ones, and the end of positions."""
+    """Return unique links by bucket, the number of web and of local ones, and the end of local positions."""
     seen = Spill(scratch / "seen", _SEEN, MAX_BUCKETS)
     batch: list[Link] = []
     position = 0
@@ -83,13 +84,16 @@ def _unique(links: Iterable[Link], scratch: Path) -> tuple[Spill, int, int, int]
 
 
 def _spill(seen: Spill, batch: list[Link], position: int) -> int:
-    rows = [
-        {name: getattr(link, name) for name in schema.CRAWL.schema.names} | {"position": position + index}
-        for index, link in enumerate(batch)
-    ]
+    """Write links with their position among local ones, 0 for those of the web; return the next position."""
+    rows = []
+    for link in batch:
+        is_local = link.source_kind != "web"
+        row = {name: getattr(link, name) for name in schema.CRAWL.schema.names}
+        rows.append(row | {"position": position if is_local else 0})
+        position += is_local
     buckets = [_hash(link.url) % MAX_BUCKETS for link in batch]
     seen.add(pa.Table.from_pylist(rows, schema=_SEEN), buckets)
-    return position + len(batch)
+    return position
 
 
 def _web_shard(url: str, host_spread: int, web_shards: int) -> int:

@@ -30,6 +30,12 @@ LINK_REASONS = frozenset(
         "unreadable",  # a local image cannot be read
     }
 )  # and http_<status>, and schema.IMAGE_REASONS
+PAGE_REASONS = frozenset(
+    {
+        "not_html",  # the answer is no HTML
+        "bad_page",  # built to take forever: too many open tags or attributes
+    }
+)  # of pages only, counted as page_<reason>, and LINK_REASONS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,8 @@
-"""Spherical k-means of the pool's embeddings, and the cluster of every pool and seed image."""
+"""Spherical k-means of the pool's embeddings, and the cluster of every pool and seed image.
+
+Memory of the fit: 2 * dim bytes for each image of the sample, up to four times that while the sample is cut down, 12 *
+dim bytes a centroid, and one shard; nothing that grows with the pool.
+"""
 
 import json
 from collections.abc import Iterator
@@ -12,12 +16,13 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import ClusterConfig
+from curation.errors import CorruptError
 from curation.indexes import kmeans
 from curation.indexes.sampling import HashSample
 from curation.indexes.vectors import Singles
 from curation.schema import Table
 from curation.stage import ReduceInputs
-from curation.stages.vectors import matrix, of_shard
+from curation.stages.vectors import of_shard, usable
 
 CENTROIDS_FILE = "centroids.npy"
 HISTORY_FILE = "history.json"
@@ -28,17 +33,24 @@ class ClusterFit:
 
     name: ClassVar[str] = "cluster_fit"
     version: ClassVar[int] = 1
+    reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE)
-
-    reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
 
     def __init__(self, config: ClusterConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
-        """Leave the centroids (float32, k x dim) and the history of iterations in ``scratch``; yield nothing."""
+        """Leave the centroids (float32, k x dim) and the history of iterations in ``scratch``; yield nothing.
+
+        There are fewer than ``num_clusters`` centroids where there are fewer different embeddings, and none in an empty
+        pool.
+
+        Raises:
+            DimensionError: Shards disagree on the dimension.
+            VectorError: An embedding is not L2-normalised.
+        """
         sample = HashSample(self.seed, self.config.sample_size)
         dim = 1
         for view in inputs.shards("pool"):
@@ -71,20 +83,39 @@ class ClusterStage:
     writes: Table = schema.CLUSTER
 
     def __init__(self, centroids: Path) -> None:
-        self.centroids_KD: Singles = np.load(centroids / CENTROIDS_FILE, allow_pickle=False)
+        """Read the centroids that ``ClusterFit`` left in a folder.
+
+        Raises:
+            CorruptError: They are not an array of float32 rows.
+        """
+        path = centroids / CENTROIDS_FILE
+        try:
+            found = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorruptError(f"{path}: not centroids: {error}") from error
+        if (
+            not isinstance(found, np.ndarray)
+            or found.dtype != np.float32
+            or found.ndim != 2
+            or not np.isfinite(found).all()
+        ):
+            raise CorruptError(f"{path}: not centroids: float32 rows of finite numbers are needed")
+        self.centroids_KD: Singles = found
 
     def __call__(self, columns: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
-        """Return ``writes`` for a shard; null where an image is rejected or has no embedding."""
-        embedding = columns.column("embedding")
-        rows = np.flatnonzero(kept & embedding.is_valid().to_numpy())
-        if not len(self.centroids_KD):
-            rows = rows[:0]
+        """Return ``writes`` for a shard; null where an image is rejected or has no usable embedding.
+
+        Raises:
+            DimensionError: The centroids have another dimension.
+            VectorError: An embedding is not L2-normalised.
+        """
         numbers = np.zeros(len(kept), np.int32)
         similarities = np.zeros(len(kept), np.float32)
-        if len(rows):
-            numbers[rows], similarities[rows] = kmeans.assign(matrix(embedding, rows), self.centroids_KD, num_threads=1)
         absent = np.ones(len(kept), bool)
-        absent[rows] = False
+        if len(self.centroids_KD):
+            vectors_ND, rows = usable(columns.column("embedding"), kept, "embed")
+            numbers[rows], similarities[rows] = kmeans.assign(vectors_ND, self.centroids_KD, num_threads=1)
+            absent[rows] = False
         return pa.table(
             [pa.array(numbers, mask=absent), pa.array(similarities, mask=absent)], schema=self.writes.schema
         )

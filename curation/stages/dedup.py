@@ -1,58 +1,61 @@
 """Near-duplicates, copies of evaluation sets and copies of seeds, from copy-detection descriptors.
 
-Pool images whose cosine is above ``threshold`` are copies; connected components of that graph are one image each, and one
-representative stays: largest pixel area, then largest byte size, then smallest image id (equal ids are exact duplicates,
-settled before by smallest URL). A component with any member within ``reference_threshold`` of a reference image is
-dropped whole, and so is one with a member that copies a seed image which is in the manifest as it is: a component is one
-image, and that image is there already.
+Pool images whose cosine is above ``threshold`` are copies; connected components of that graph are one image each, and
+one representative stays: largest pixel area, then largest byte size, then smallest image id (equal ids are exact
+duplicates, settled before by smallest URL). A component with any member within ``reference_threshold`` of a reference
+image is dropped whole, and so is one with a member that copies a seed image which is in the manifest as it is: a
+component is one image, and that image is there already. A row without a usable descriptor is in no component and stays.
 
-Source: Oquab et al. 2023, "DINOv2", section 3 and appendix A.3 (arXiv 2304.07193); our choices where it is silent are in
-docs/architecture.md.
+Memory: about 150 bytes a pool image (20 gathered, 32 of components, 21 of verdicts, and up to 70 while something is
+compared or sorted), 80 bytes a seed or reference image, and blocks of vectors. Scratch disk: 1 KiB an image. Time is
+quadratic in the pool.
+
+Source: Oquab et al. 2023, "DINOv2", section 3 and appendix A.3 (arXiv 2304.07193); our choices where it is silent are
+in docs/architecture.md.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curation import schema
 from curation.config import RunConfig
 from curation.errors import StageError
 from curation.indexes.components import UnionFind
-from curation.indexes.exact import best_match, self_join
-from curation.indexes.keys import hex_from_keys
-from curation.indexes.vectors import pair_similarities, widen
+from curation.indexes.exact import BLOCK_ROWS, nearest, self_join
+from curation.indexes.keys import Keys, hex_from_keys
+from curation.indexes.vectors import Rows, Similarities, blocks, pair_similarities, widen
 from curation.schema import Table
 from curation.stage import ReduceInputs
+from curation.stages.dedup_audit import AUDIT, AUDIT_FILE, Audit, Components
 from curation.stages.vectors import Gathered, gather
 
-AUDIT_FILE = "audit.parquet"
-AUDIT = pa.schema(
-    [
-        schema.IMAGE_ID,  # pool or seed image
-        pa.field("collection", pa.string()),  # of that image
-        pa.field("copy_of", pa.string()),  # reference or seed image id
-        pa.field("copy_of_collection", pa.string()),
-        schema.SIMILARITY,
-        schema.COMPONENT_ID,
-        schema.COMPONENT_SIZE,
-        pa.field("decision", pa.string()),  # reference_copy | seed_copy
-    ]
-)
+__all__ = ["AUDIT", "AUDIT_FILE", "DedupStage"]
+
+_REASONS = pa.array([None, "near_duplicate", "seed_copy", "reference_copy"], pa.string())
+_KEPT, _NEAR, _SEED, _REFERENCE = range(4)
 
 
-@dataclass
 class _Verdicts:
-    """Columns of ``schema.DEDUP`` for gathered rows, each (N,); row -1 and reason None where nothing applies."""
+    """Columns of ``schema.DEDUP`` for N gathered rows; key and similarity count where the reason is not ``_KEPT``."""
 
-    reason: npt.NDArray[Any]
-    duplicate_of: npt.NDArray[Any]
-    similarity: npt.NDArray[np.float64]
+    def __init__(self, num_rows: int) -> None:
+        self.reason: npt.NDArray[np.uint8] = np.full(num_rows, _KEPT, np.uint8)
+        self.duplicate_of: Keys = np.zeros((num_rows, 2), np.uint64)
+        self.similarity: npt.NDArray[np.float32] = np.zeros(num_rows, np.float32)
+
+    def reject(self, rows: Rows, reason: int, images: Gathered, of: Gathered, of_rows: Rows) -> None:
+        """Reject rows of ``images`` as copies of rows of ``of``."""
+        self.reason[rows] = reason
+        self.duplicate_of[rows] = of.keys[of_rows]
+        for start, stop in blocks(len(rows), BLOCK_ROWS):
+            pairs = np.arange(stop - start)
+            left_BD, right_BD = widen(images.vectors[rows[start:stop]]), widen(of.vectors[of_rows[start:stop]])
+            self.similarity[rows[start:stop]] = pair_similarities(left_BD, right_BD, pairs, pairs)
 
 
 class DedupStage:
@@ -69,70 +72,61 @@ class DedupStage:
         self.as_is = frozenset(f"seeds/{name}" for name, seeds in config.seeds.items() if seeds.as_is)
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
-        """Yield a verdict table for each shard of the pool and of the seeds; leave the audit.
+        """Yield a verdict table for each shard of the seeds and of the pool; leave the audit.
 
         Raises:
-            StageError: References would drop more than ``max_dropped_fraction`` of the pool.
+            StageError: References would drop more than ``max_dropped_fraction`` of the pool. Nothing is yielded.
         """
         references = _gather(inputs, inputs.collections("references"), scratch / "references.f16")
-        audit: list[dict[str, Any]] = []
-        for collection in inputs.collections("seeds"):
-            seeds = _gather(inputs, [collection], scratch / f"{collection.replace('/', '.')}.f16")
-            verdicts = self._seed_verdicts(seeds, references, audit)
-            yield from _tables(inputs, seeds, verdicts, None, None)
-        as_is = [collection for collection in inputs.collections("seeds") if collection in self.as_is]
-        seeds = _gather(inputs, as_is, scratch / "seeds.f16")
+        seeds = _gather(inputs, inputs.collections("seeds"), scratch / "seeds.f16")
         pool = _gather(inputs, ["pool"], scratch / "pool.f16")
-        labels = _components(pool, self.config.threshold)
-        verdicts = self._pool_verdicts(inputs, pool, labels, references, seeds, audit)
-        pq.write_table(pa.Table.from_pylist(audit, schema=AUDIT), scratch / AUDIT_FILE)
-        self._check_dropped(verdicts, len(pool))
-        sizes = np.bincount(labels, minlength=len(pool)) if len(pool) else np.empty(0, np.int64)
-        smallest = _smallest_keys(pool, labels)
-        yield from _tables(inputs, pool, verdicts, smallest, sizes[labels])
+        with Audit(scratch / AUDIT_FILE) as audit:
+            of_seeds = self._seed_verdicts(seeds, references, audit)
+            components = _components(inputs, pool, self.config.threshold)
+            of_pool = self._pool_verdicts(pool, components, references, seeds, of_seeds, audit)
+        self._check_dropped(of_pool)
+        yield from _tables(seeds, of_seeds, None)
+        yield from _tables(pool, of_pool, components)
 
-    def _seed_verdicts(self, seeds: Gathered, references: Gathered, audit: list[dict[str, Any]]) -> _Verdicts:
-        verdicts = _none(len(seeds))
-        rows, similarities = best_match(seeds.vectors, references.vectors, references.keys, num_threads=1)
-        copies = np.flatnonzero(similarities > self.config.reference_threshold)
-        _reject(verdicts, copies, "reference_copy", references, rows[copies], similarities[copies])
-        _write_audit(audit, seeds, verdicts, copies, references, rows[copies], None)
+    def _seed_verdicts(self, seeds: Gathered, references: Gathered, audit: Audit) -> _Verdicts:
+        verdicts = _Verdicts(len(seeds))
+        found, similarity = _best_match(seeds, references, np.arange(len(references)))
+        rows = np.flatnonzero(similarity > self.config.reference_threshold)
+        verdicts.reject(rows, _REFERENCE, seeds, references, found[rows])
+        audit.add("reference_copy", seeds, rows, references, found[rows], verdicts.similarity[rows])
         return verdicts
 
     def _pool_verdicts(
         self,
-        inputs: ReduceInputs,
         pool: Gathered,
-        labels: npt.NDArray[np.int64],
+        components: Components,
         references: Gathered,
         seeds: Gathered,
-        audit: list[dict[str, Any]],
+        of_seeds: _Verdicts,
+        audit: Audit,
     ) -> _Verdicts:
-        verdicts = _none(len(pool))
-        representative = _representatives(inputs, pool, labels)[labels]
-        copies = np.flatnonzero(representative != np.arange(len(pool)))
-        similarities = _similarities(pool, copies, pool, representative[copies])
-        _reject(verdicts, copies, "near_duplicate", pool, representative[copies], similarities)
-        for kept_out, threshold, reason in (
-            (self._as_is_and_clean(seeds, references), self.config.threshold, "seed_copy"),
-            (references, self.config.reference_threshold, "reference_copy"),
+        verdicts = _Verdicts(len(pool))
+        of_row = components.best[components.labels]
+        copies = np.flatnonzero(of_row != np.arange(len(pool)))
+        verdicts.reject(copies, _NEAR, pool, pool, of_row[copies])
+        is_as_is = np.array([place.collection in self.as_is for place in seeds.places], bool)
+        stay = np.flatnonzero(of_seeds.reason == _KEPT)
+        stay = stay[is_as_is[seeds.place_of(stay)]] if len(stay) else stay
+        config, everything = self.config, np.arange(len(references))
+        for decision, reason, of, of_rows, threshold in (
+            ("reference_copy", _REFERENCE, references, everything, config.reference_threshold),
+            ("seed_copy", _SEED, seeds, stay, config.threshold),
         ):
-            found, similarity = best_match(pool.vectors, kept_out.vectors, kept_out.keys, num_threads=1)
-            evidence = _component_evidence(labels, found, similarity, threshold, kept_out)
-            members = np.flatnonzero(evidence >= 0)
-            cosines = _similarities(pool, members, kept_out, evidence[members])
-            _reject(verdicts, members, reason, kept_out, evidence[members], cosines)
-            _write_audit(audit, pool, verdicts, members, kept_out, evidence[members], labels)
+            rows, copied = _copied(components.labels, of, *_best_match(pool, of, of_rows), threshold)
+            new = verdicts.reason[rows] != _REFERENCE  # what copies both is a reference copy
+            rows, copied = rows[new], copied[new]
+            verdicts.reject(rows, reason, pool, of, copied)
+            audit.add(decision, pool, rows, of, copied, verdicts.similarity[rows], components)
         return verdicts
 
-    def _as_is_and_clean(self, seeds: Gathered, references: Gathered) -> Gathered:
-        """Return the seeds that stay in the manifest: those that copy no reference."""
-        _, similarities = best_match(seeds.vectors, references.vectors, references.keys, num_threads=1)
-        stay = similarities <= self.config.reference_threshold
-        return Gathered(seeds.vectors[stay], seeds.keys[stay], seeds.shards[stay], seeds.rows[stay], seeds.places)
-
-    def _check_dropped(self, verdicts: _Verdicts, num_pool: int) -> None:
-        dropped = int(np.count_nonzero(verdicts.reason == "reference_copy"))
+    def _check_dropped(self, verdicts: _Verdicts) -> None:
+        num_pool = len(verdicts.reason)
+        dropped = int(np.count_nonzero(verdicts.reason == _REFERENCE))
         if num_pool and dropped / num_pool > self.config.max_dropped_fraction:
             raise StageError(
                 self.name,
@@ -148,145 +142,95 @@ def _gather(inputs: ReduceInputs, collections: list[str], path: Path) -> Gathere
     return gather(views, schema.SSCD, path)
 
 
-def _components(pool: Gathered, threshold: float) -> npt.NDArray[np.int64]:
-    """Return the smallest row of each row's component, (N,). Every edge is used, so no hub loses copies to a limit k."""
-    components = UnionFind(len(pool))
+def _components(inputs: ReduceInputs, pool: Gathered, threshold: float) -> Components:
+    """Return the components of the pool. Every edge is used, so no hub loses copies to a limit k."""
+    union = UnionFind(len(pool))
     for edges in self_join(pool.vectors, threshold, num_threads=1):
-        components.add(edges.left, edges.right)
-    return components.labels()
+        union.add(edges.left, edges.right)
+    labels = union.labels()
+    sizes = np.bincount(labels, minlength=len(pool))
+    several = np.flatnonzero(sizes[labels] > 1)  # the others represent themselves: no need to sort them
+    high, low = pool.keys[several, 0], pool.keys[several, 1]
+    area, num_bytes = _sizes(inputs, pool, several)
+    smallest, best = np.arange(len(pool)), np.arange(len(pool))
+    for rows, order_by in ((smallest, (high, low)), (best, (-area, -num_bytes, high, low))):
+        component, first = _first(labels[several], *order_by)
+        rows[component] = several[first]
+    return Components(labels, sizes, smallest, best)
 
 
-def _representatives(
-    inputs: ReduceInputs, pool: Gathered, labels: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """Return the row that represents each component, indexed by the component's label, (N,)."""
-    area = np.empty(len(pool), np.int64)
-    size = np.empty(len(pool), np.int64)
-    for place, view in enumerate(inputs.shards("pool")):
-        rows = np.flatnonzero(pool.shards == place)
-        images = view.read(schema.FETCH, ["width", "height", "num_bytes"]).take(pa.array(pool.rows[rows]))
-        area[rows] = images.column("width").to_numpy().astype(np.int64) * images.column("height").to_numpy()
-        size[rows] = images.column("num_bytes").to_numpy()
-    order = np.lexsort((pool.keys[:, 1], pool.keys[:, 0], -size, -area, labels))
-    first = np.unique(labels[order], return_index=True)[1]
-    best = np.full(len(pool), -1, np.int64)
-    best[labels[order[first]]] = order[first]
-    return best
+def _sizes(inputs: ReduceInputs, pool: Gathered, rows: Rows) -> tuple[Rows, Rows]:
+    """Return the pixel area and the byte size of ascending pool rows, both (len(rows),)."""
+    area, num_bytes = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    bounds = np.searchsorted(rows, pool.starts)
+    for view, start, stop in zip(inputs.shards("pool"), bounds[:-1], bounds[1:], strict=True):
+        images = view.read(schema.FETCH, ["width", "height", "num_bytes"])
+        images = images.take(pa.array(pool.rows[rows[start:stop]]))
+        area[start:stop] = images.column("width").to_numpy().astype(np.int64) * images.column("height").to_numpy()
+        num_bytes[start:stop] = images.column("num_bytes").to_numpy()
+    return area, num_bytes
 
 
-def _component_evidence(
-    labels: npt.NDArray[np.int64],
-    found: npt.NDArray[np.int64],
-    similarity: npt.NDArray[np.float64],
-    threshold: float,
-    kept_out: Gathered,
-) -> npt.NDArray[np.int64]:
-    """Return, for each pool row, the row in ``kept_out`` that its component copies most closely, or -1, (N,)."""
-    evidence = np.full(len(labels), -1, np.int64)
-    copies = np.flatnonzero(similarity > threshold)
-    if len(copies):
-        keys = kept_out.keys[found[copies]]
-        order = copies[np.lexsort((keys[:, 1], keys[:, 0], -similarity[copies], labels[copies]))]
-        components, first = np.unique(labels[order], return_index=True)
-        of_component = np.full(len(labels), -1, np.int64)
-        of_component[components] = found[order[first]]
-        evidence = of_component[labels]
-    return evidence
+def _first(labels: Rows, *order_by: npt.NDArray[np.generic]) -> tuple[Rows, Rows]:
+    """Return each different label, ascending, and the index of its first entry.
+
+    First by ``order_by``, whose most significant array comes first.
+    """
+    order = np.lexsort((*reversed(order_by), labels))
+    different, first = np.unique(labels[order], return_index=True)
+    return different, order[first]
 
 
-def _similarities(
-    left: Gathered, left_rows: npt.NDArray[np.int64], right: Gathered, right_rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    similarities = np.empty(len(left_rows), np.float64)
-    for start in range(0, len(left_rows), 8192):
-        part = slice(start, start + 8192)
-        pairs = np.arange(len(left_rows[part]))
-        similarities[part] = pair_similarities(
-            widen(left.vectors[left_rows[part]]), widen(right.vectors[right_rows[part]]), pairs, pairs
-        )
-    return similarities
+def _best_match(images: Gathered, of: Gathered, of_rows: Rows) -> tuple[Rows, Similarities]:
+    """Return the most similar of some rows of ``of`` for each image, and that similarity, both (N,).
 
-
-def _none(num_rows: int) -> _Verdicts:
-    return _Verdicts(
-        np.full(num_rows, None, object), np.full(num_rows, None, object), np.full(num_rows, np.nan, np.float64)
+    -1 and -inf if there is none. Ties go to the smaller key, then the smaller row.
+    """
+    if not len(images) or not len(of_rows):
+        return np.full(len(images), -1), np.full(len(images), -np.inf)
+    parts = (
+        (of.vectors[of_rows[start:stop]], of.keys[of_rows[start:stop]])
+        for start, stop in blocks(len(of_rows), 4 * BLOCK_ROWS)
     )
+    found = nearest(images.vectors, parts, 1, num_threads=1)
+    return of_rows[found.rows[:, 0]], found.similarities[:, 0]
 
 
-def _reject(
-    verdicts: _Verdicts,
-    rows: npt.NDArray[np.int64],
-    reason: str,
-    of: Gathered,
-    of_rows: npt.NDArray[np.int64],
-    similarities: npt.NDArray[np.float64],
-) -> None:
-    verdicts.reason[rows] = reason
-    verdicts.duplicate_of[rows] = hex_from_keys(of.keys[of_rows])
-    verdicts.similarity[rows] = similarities
+def _copied(labels: Rows, of: Gathered, found: Rows, similarity: Similarities, threshold: float) -> tuple[Rows, Rows]:
+    """Return the rows of components with a member above ``threshold``, and what each component copies most, both (M,).
 
-
-def _smallest_keys(pool: Gathered, labels: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Return the smallest image id of each row's component, as hex, (N,)."""
-    order = np.lexsort((pool.keys[:, 1], pool.keys[:, 0], labels))
-    components, first, inverse = np.unique(labels[order], return_index=True, return_inverse=True)
-    del components
-    ids = np.array(hex_from_keys(pool.keys[order[first]]), object)
-    smallest = np.full(len(pool), None, object)
-    smallest[order] = ids[inverse] if len(ids) else None
-    return smallest
-
-
-def _write_audit(
-    audit: list[dict[str, Any]],
-    images: Gathered,
-    verdicts: _Verdicts,
-    rows: npt.NDArray[np.int64],
-    of: Gathered,
-    of_rows: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64] | None,
-) -> None:
-    ids = hex_from_keys(images.keys[rows])
-    smallest = _smallest_keys(images, labels) if labels is not None else None
-    sizes = np.bincount(labels, minlength=len(images)) if labels is not None and len(images) else None
-    for image_id, row, of_row in zip(ids, rows.tolist(), of_rows.tolist(), strict=True):
-        audit.append(
-            {
-                "image_id": image_id,
-                "collection": images.places[images.shards[row]][0],
-                "copy_of": verdicts.duplicate_of[row],
-                "copy_of_collection": of.places[of.shards[of_row]][0],
-                "similarity": verdicts.similarity[row],
-                "component_id": None if smallest is None else smallest[row],
-                "component_size": None if sizes is None or labels is None else int(sizes[labels[row]]),
-                "decision": verdicts.reason[row],
-            }
-        )
+    Args:
+        labels: (N,) of the pool.
+        of: What ``found`` (N,) are rows of.
+        found: The best match of each pool row.
+        similarity: (N,) with it.
+        threshold: Exclusive.
+    """
+    copies = np.flatnonzero(similarity > threshold)
+    keys = of.keys[found[copies]]
+    component, first = _first(labels[copies], -similarity[copies], keys[:, 0], keys[:, 1])
+    copied = np.full(len(labels), -1)
+    copied[component] = found[copies[first]]
+    rows = np.flatnonzero(copied[labels] >= 0)
+    return rows, copied[labels[rows]]
 
 
 def _tables(
-    inputs: ReduceInputs,
-    rows: Gathered,
-    verdicts: _Verdicts,
-    smallest: npt.NDArray[Any] | None,
-    sizes: npt.NDArray[np.int64] | None,
+    images: Gathered, verdicts: _Verdicts, components: Components | None
 ) -> Iterator[tuple[str, int, pa.Table]]:
-    """Yield row-aligned verdicts for the shards that the rows were gathered from."""
-    num_rows: dict[tuple[str, int], int] = {}
-    for collection in dict.fromkeys(collection for collection, _ in rows.places):
-        num_rows |= {(view.collection, view.shard): view.num_rows for view in inputs.shards(collection)}
-    for place, (collection, shard) in enumerate(rows.places):
-        mine = np.flatnonzero(rows.shards == place)
-        take = np.full(num_rows[collection, shard], -1, np.int64)
-        take[rows.rows[mine]] = np.arange(len(mine))
+    """Yield row-aligned verdicts for the shards that the images were gathered from."""
+    for index, (collection, shard, num_rows) in enumerate(images.places):
+        mine = np.arange(images.starts[index], images.starts[index + 1])
+        kept = verdicts.reason[mine] == _KEPT
+        ids, sizes = components.of(images, mine) if components is not None else (None, None)
         columns = [
-            pa.array(verdicts.reason[mine], pa.string()),
-            pa.array(verdicts.duplicate_of[mine], pa.string()),
-            pa.array(verdicts.similarity[mine].astype(np.float32), pa.float32(), mask=np.isnan(verdicts.similarity[mine])),
-            pa.array(smallest[mine], pa.string()) if smallest is not None else pa.nulls(len(mine), pa.string()),
-            pa.array(sizes[mine], pa.int32()) if sizes is not None else pa.nulls(len(mine), pa.int32()),
+            _REASONS.take(pa.array(verdicts.reason[mine])),
+            pa.array(hex_from_keys(verdicts.duplicate_of[mine]), pa.string(), mask=kept),
+            pa.array(verdicts.similarity[mine], mask=kept),
+            pa.nulls(len(mine), pa.string()) if ids is None else ids,
+            pa.nulls(len(mine), pa.int32()) if sizes is None else sizes,
         ]
-        found = pa.table(columns, schema=schema.DEDUP.schema)
-        if not len(mine):
-            found = pa.table([pa.nulls(1, field.type) for field in schema.DEDUP.schema], schema=schema.DEDUP.schema)
-        yield collection, shard, found.take(pa.array(take, mask=take < 0))
+        place = np.full(num_rows, -1)
+        place[images.rows[mine]] = np.arange(len(mine))
+        aligned = pa.array(place, mask=place < 0)
+        yield collection, shard, pa.table([column.take(aligned) for column in columns], schema=schema.DEDUP.schema)

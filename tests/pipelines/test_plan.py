@@ -1,0 +1,101 @@
+"""A plan is checked when it is built: everything read is written before, once."""
+
+import pyarrow as pa
+import pytest
+
+from curation.config import RunConfig
+from curation.errors import ConfigError, PlanError, UsageError
+from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.plan import Plan, Step
+from curation.schema import REJECT_REASON, Table
+
+LINKS = Table("links", pa.schema([("url", pa.string())]))
+SCORES = Table("scores", pa.schema([("score", pa.float32())]))
+VERDICT = Table("verdict", pa.schema([REJECT_REASON]))
+
+
+def step(name, collections=("pool",), **fields):
+    return Step(name, fields.pop("stage", name), "map", 1, collections, lambda context: None, **fields)
+
+
+def test_a_table_that_is_read_before_it_is_written_is_refused():
+    writer = step("score", reads=(), writes=SCORES)
+    reader = step("judge", reads=(SCORES,), writes=VERDICT)
+
+    Plan((writer, reader))
+    with pytest.raises(PlanError, match="step judge reads table scores, but no step before it writes"):
+        Plan((reader, writer))
+
+
+def test_a_verdict_that_is_waited_for_before_it_is_made_is_refused():
+    with pytest.raises(PlanError, match="step score reads table verdict"):
+        Plan((step("score", after=(VERDICT,), writes=SCORES), step("judge", writes=VERDICT)))
+
+
+def test_a_table_that_only_other_collections_have_is_not_there():
+    writer = step("score", ("references",), writes=SCORES)
+
+    with pytest.raises(PlanError, match="step judge reads table scores"):
+        Plan((writer, step("judge", ("pool",), reads=(SCORES,), writes=VERDICT)))
+
+
+def test_an_artefact_that_nobody_makes_is_refused_naming_both():
+    with pytest.raises(PlanError, match="step hash needs what fit makes, but fit does not come before it"):
+        Plan((step("hash", needs=("fit",), writes=SCORES), step("fit", makes=("pca.npz",))))
+
+
+def test_two_writers_of_a_table_are_refused_naming_both():
+    with pytest.raises(PlanError, match="step second writes table scores, which step first writes too"):
+        Plan((step("first", writes=SCORES), step("second", writes=SCORES)))
+
+
+def test_two_steps_of_one_name_are_refused():
+    with pytest.raises(PlanError, match="2 steps are named fit"):
+        Plan((step("fit", makes=("a",)), step("fit", makes=("b",))))
+
+
+def test_an_unknown_stage_lists_the_stages():
+    plan = build_plan(RunConfig())
+
+    with pytest.raises(UsageError, match="there is no stage 'nosuch'; stages, in order: crawl, fetch, pca_hash, nsfw"):
+        plan.through("nosuch")
+
+
+def test_through_a_stage_means_all_of_its_steps_and_none_behind_it():
+    plan = Plan(
+        (
+            step("links", writes=LINKS),
+            step("fit", stage="hash", makes=("a",)),
+            step("hash", writes=SCORES),
+            step("last"),
+        )
+    )
+
+    assert [found.name for found in plan.through("hash")] == ["links", "fit", "hash"]
+    assert plan.stages == ("links", "hash", "last")
+
+
+def test_verdicts_are_those_of_the_collection_in_order():
+    plan = build_plan(RunConfig())
+
+    assert [found.stage for found in plan.verdicts("references")] == ["fetch"]
+    assert [found.stage for found in plan.verdicts("seeds")] == [
+        "fetch",
+        "pca_hash",
+        "nsfw",
+        "faces",
+        "dedup",
+        "manifest",
+    ]
+    assert [found.stage for found in plan.verdicts("pool")] == [
+        "fetch", "pca_hash", "nsfw", "faces", "dedup", "retrieve", "manifest",
+    ]  # fmt: skip
+
+
+def test_resources_of_unknown_stages_are_all_refused():
+    config = RunConfig.model_validate_json('{"resources": {"nosuch": {}, "other": {}, "sscd": {}, "default": {}}}')
+
+    with pytest.raises(ConfigError) as caught:
+        build_plan(config)
+
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["resources.nosuch", "resources.other"]

@@ -302,7 +302,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "bring a run up to a stage; do only what is left or stale")
     run.add_argument("--config", help="settings (YAML); default: those of the run")
-    run.add_argument("--run", help="folder or URL of the run (file, s3://, gs://, memory://); default: runs/<config name>")
+    run.add_argument(
+        "--run", help="folder or URL of the run (file, s3://, gs://, memory://); default: runs/<config name>"
+    )
     run.add_argument("--stage", default="manifest", help=f"up to and including this one of: {_STAGES}")
     run.add_argument("--only", action="store_true", help="refuse to run anything before --stage")
     run.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do a finished stage again")
@@ -336,7 +338,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = _command(commands, "demo", _demo, "crawl, curate and train on a small website served on this machine")
     demo.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
-    demo.add_argument("--port", type=int, default=0, help="port of the website; default: a free one, kept for next time")
+    demo.add_argument(
+        "--port", type=int, default=0, help="port of the website; default: a free one, kept for next time"
+    )
     demo.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time")
     return parser
 

@@ -1,7 +1,7 @@
 """One strict YAML file becomes frozen, typed settings.
 
-Every mistake in a file is reported at once, each as ``file: key: reason``. Values are checked strictly (no string becomes
-a number), so a quoted ``"0.5"`` is an error and not a surprise.
+Every mistake in a file is reported at once, each as ``file: key: reason``. Values are checked strictly (no string
+becomes a number), so a quoted ``"0.5"`` is an error and not a surprise.
 """
 
 import json
@@ -221,7 +221,9 @@ class RunConfig(Settings):
     """A whole run."""
 
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of every sample that is drawn.")
-    accept_licenses: tuple[str, ...] = Field((), description="Licences of weights that are accepted, such as CC-BY-NC-4.0.")
+    accept_licenses: tuple[str, ...] = Field(
+        (), description="Licences of weights that are accepted, such as CC-BY-NC-4.0."
+    )
     pool: PoolConfig = Field(default_factory=PoolConfig)
     seeds: dict[Name, SeedConfig] = Field(default_factory=dict)
     references: dict[Name, ReferenceConfig] = Field(default_factory=dict)

@@ -1,8 +1,8 @@
 """What a finished output was made from, and what it contains.
 
-A *fingerprint* names the causes of an output: settings, stage version, weights, fitted artefacts and the content digests
-of inputs. A *content digest* names the output itself. When an upstream step runs again and its content digest is
-unchanged, everything behind it is still fresh.
+A *fingerprint* names the causes of an output: settings, stage version, weights, fitted artefacts and the content
+digests of inputs. A *content digest* names the output itself. When an upstream step runs again and its content digest
+is unchanged, everything behind it is still fresh.
 """
 
 import hashlib

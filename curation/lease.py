@@ -1,8 +1,8 @@
 """One writer a run: a lease that expires, so that a killed process locks nobody out.
 
-``lease.json`` names its holder and when it ends. The holder renews it from a thread; when the holder is a dead process of
-this machine the lease is taken at once, otherwise when it has ended. Object stores have no lock, so the lease is read
-again a moment after it was written: of several that came at the same time only the one that wrote last goes on.
+``lease.json`` names its holder and when it ends. The holder renews it from a thread; when the holder is a dead process
+of this machine the lease is taken at once, otherwise when it has ended. Object stores have no lock, so the lease is
+read again a moment after it was written: of several that came at the same time only the one that wrote last goes on.
 """
 
 import json

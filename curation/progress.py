@@ -22,7 +22,8 @@ class Reporter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def __call__(self, event: Event) -> None: ...
+    def __call__(self, event: Event) -> None:
+        """Show the event."""
 
 
 def reporter(stream: IO[str]) -> Reporter:
@@ -42,6 +43,7 @@ class _Rates:
         self.start(0, 0)
 
     def start(self, num_units: int, num_rows: int) -> None:
+        """Begin to count a step."""
         self.started = self.said = self._clock()
         self.units, self.rows = num_units, num_rows
         self.done_units = self.done_rows = self.ticked = 0
@@ -115,7 +117,9 @@ class JsonLines:
                 }
             )
         elif isinstance(event, StepEnded):
-            self._write({"event": "end", "step": event.step.name, "skipped": event.skipped, "s": round(event.seconds, 3)})
+            self._write(
+                {"event": "end", "step": event.step.name, "skipped": event.skipped, "s": round(event.seconds, 3)}
+            )
         elif isinstance(event, Warned):
             self._write({"event": "warning", "message": event.message})
         else:

@@ -1,8 +1,8 @@
 """Every column of every table, once.
 
-A table has one row for each row of its shard, in the same order, so tables of one shard are read side by side and never
-joined. *Feature* tables hold what is expensive; *verdict* tables hold what a threshold or a group makes of it, and carry
-``reject_reason`` (null: kept).
+A table has one row for each row of its shard, in the same order, so tables of one shard are read side by side and
+never joined. *Feature* tables hold what is expensive; *verdict* tables hold what a threshold or a group makes of it,
+and carry ``reject_reason`` (null: kept).
 
 Field metadata ``digest: no`` marks columns that say where bytes lie or when something happened. They are left out of
 content digests, so that the same data stored elsewhere or fetched at another time counts as the same.
@@ -68,9 +68,7 @@ SEED_IMAGE_ID = pa.field("seed_image_id", pa.string())  # the most similar seed 
 SEED_SIMILARITY = pa.field("seed_similarity", pa.float32())  # cosine with seed_image_id, rounded to 1e-6
 NOMINAL_COUNT = pa.field("nominal_count", pa.int32())  # times retrieved, collisions counted
 
-CRAWL = Table(
-    "crawl", pa.schema([URL, PAGE_URLS, SOURCE_KIND, SOURCE_PATH, SOURCE_OFFSET, SOURCE_BYTES])
-)
+CRAWL = Table("crawl", pa.schema([URL, PAGE_URLS, SOURCE_KIND, SOURCE_PATH, SOURCE_OFFSET, SOURCE_BYTES]))
 FETCH = Table(
     "fetch",
     pa.schema(
@@ -83,9 +81,7 @@ NSFW = Table("nsfw", pa.schema([NSFW_SCORE]))
 NSFW_VERDICT = Table("nsfw_verdict", pa.schema([REJECT_REASON]))
 FACES = Table(
     "faces",
-    pa.schema(
-        [NUM_FACES, FACE_BOXES, FACE_SCORES, TAR_OFFSET, STORED_BYTES, STORED_FORMAT, STORED_ID, DECODE_ERROR]
-    ),
+    pa.schema([NUM_FACES, FACE_BOXES, FACE_SCORES, TAR_OFFSET, STORED_BYTES, STORED_FORMAT, STORED_ID, DECODE_ERROR]),
 )
 FACES_VERDICT = Table("faces_verdict", pa.schema([REJECT_REASON]))
 SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR]))
@@ -137,7 +133,8 @@ REASONS = {
     "exact_duplicate": "the same bytes under another URL",
     "hash_duplicate": "the same 64-bit PCA hash as a kept image",
     "nsfw": "Open-NSFW score at or above nsfw.max_score",
-    "discarded": "bytes deleted when an earlier, stricter pixel policy rejected the image; `--redo fetch` gets them again",
+    "not_scored": "Open-NSFW gave no score: it cannot be called safe",
+    "discarded": "bytes deleted under an earlier, stricter pixel policy; `--redo fetch` gets them again",
     "near_duplicate": "a copy of the image that represents its component",
     "reference_copy": "its component copies an image of an evaluation set",
     "seed_copy": "its component copies a seed image that is in the manifest as it is",

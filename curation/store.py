@@ -229,9 +229,7 @@ class Run:
         """Write a shard's marker."""
         self.write_bytes(_marker_path(collection, step, shard), json.dumps(asdict(marker), sort_keys=True).encode())
 
-    def read_table(
-        self, collection: str, step: str, shard: int, columns: Sequence[str] | None = None
-    ) -> pa.Table:
+    def read_table(self, collection: str, step: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Return a shard's table, or some of its columns.
 
         Raises:

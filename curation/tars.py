@@ -1,9 +1,9 @@
 """WebDataset tars with known offsets.
 
-Layout of one member, as POSIX ustar has it: a 512-byte header, the bytes, zeros up to the next multiple of 512; two zero
-blocks end the archive. A member is named ``<image id>.<extension>`` and has no time and no owner, so the same images in
-the same order make the same file. The offset of the bytes is known when a member is written, and tables keep it: readers
-seek and read, and never parse the archive.
+Layout of one member, as POSIX ustar has it: a 512-byte header, the bytes, zeros up to the next multiple of 512; two
+zero blocks end the archive. A member is named ``<image id>.<extension>`` and has no time and no owner, so the same
+images in the same order make the same file. The offset of the bytes is known when a member is written, and tables keep
+it: readers seek and read, and never parse the archive.
 """
 
 import io

@@ -77,9 +77,7 @@ class Context:
         names = self.config.seeds if kind == "seeds" else self.config.references
         return sorted(f"{kind}/{name}" for name in names)
 
-    def kept(
-        self, collection: str, shard: int, num_rows: int, verdicts: tuple[Table, ...]
-    ) -> npt.NDArray[np.bool_]:
+    def kept(self, collection: str, shard: int, num_rows: int, verdicts: tuple[Table, ...]) -> npt.NDArray[np.bool_]:
         """Return which rows of a shard none of the verdicts rejects, shape (num_rows,)."""
         kept = np.ones(num_rows, dtype=bool)
         for verdict in verdicts:

@@ -85,7 +85,11 @@ class Request:
 
 
 def bring_up(
-    context: Context, plan: Plan, request: Request, runner: Runner, on_event: Callable[[Event], None] = lambda event: None
+    context: Context,
+    plan: Plan,
+    request: Request,
+    runner: Runner,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> None:
     """Do what a request lacks, under the run's lease.
 
@@ -259,4 +263,3 @@ def _check_space(context: Context, step: Step, pending: Sequence[Assessed]) -> N
 
 def _gb(num_bytes: int) -> str:
     return f"{num_bytes / 1e9:.1f} GB"
-

@@ -51,9 +51,7 @@ def collections(context: Context, step: Step) -> list[str]:
     return [collection for kind in step.collections for collection in context.collections(kind)]
 
 
-def _shards(
-    context: Context, plan: Plan, step: Step, collection: str, fixed: dict[str, str]
-) -> Iterator[Assessed]:
+def _shards(context: Context, plan: Plan, step: Step, collection: str, fixed: dict[str, str]) -> Iterator[Assessed]:
     run = context.run
     reads = {table.name: run.markers(collection, table.name) for table in step.existing(step.reads, collection, plan)}
     after = {table.name: run.markers(collection, table.name) for table in step.existing(step.after, collection, plan)}
@@ -146,5 +144,3 @@ def _assessed(unit: Unit, marker: Marker | None, num_rows: int = 0) -> Assessed:
 
 def _digest(marker: Marker | None) -> str:
     return "" if marker is None else marker.digest
-
-

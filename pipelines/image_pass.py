@@ -140,13 +140,11 @@ def _table(
     ids: pa.ChunkedArray,
     tar: TarWriter | None,
 ) -> pa.Table:
-    """Return the columns of a batch; an image that could not be decoded has nulls, and its reason if there is a place."""
+    """Return the columns of a batch; an image that does not decode has nulls, and its reason if there is a place."""
     columns = dict(columns)
     stored = columns.pop("stored", None)
     if tar is not None and stored is not None:
-        offsets = [
-            tar.add(ids[item.row].as_py(), data, kind) for item, (data, kind) in zip(good, stored, strict=True)
-        ]
+        offsets = [tar.add(ids[item.row].as_py(), data, kind) for item, (data, kind) in zip(good, stored, strict=True)]
         columns |= {
             "tar_offset": offsets,
             "stored_bytes": [len(data) for data, _ in stored],
@@ -242,7 +240,9 @@ def encoded(
             row = in_place[found.index]
             if found.data is None or image_id(found.data) != ids[row].as_py():
                 raise StageError(
-                    "sscd", shard, f"{links[row].url} has changed or gone since it was fetched; `--redo fetch` reads it again"
+                    "sscd",
+                    shard,
+                    f"{links[row].url} has changed or gone since it was fetched; `--redo fetch` reads it again",
                 )
             yield row, found.data
 
@@ -265,4 +265,3 @@ def forget_raw(context: Context, collection: str, shard: int) -> None:
         files = {role: path for role, path in marker.files.items() if role != "raw"}
         context.run.write_marker(collection, "fetch", shard, Marker(**{**asdict(marker), "files": files}))
         context.run.remove(marker.files["raw"])
-

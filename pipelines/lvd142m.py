@@ -422,7 +422,7 @@ def _list_digests(paths: Any) -> list[str]:
     digests = []
     for path in paths:
         try:
-            with open(path, "rb") as stream:  # noqa: PTH123
+            with open(path, "rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
             raise InputError(f"manifest.exclude: {path} cannot be read: {error.strerror}") from error

@@ -1,7 +1,8 @@
 """The steps of a run, their order, and what each is made from.
 
-A *stage* is what users name (``--stage dedup``); a *step* is what is run, finished and made stale on its own. Most stages
-have several: features (expensive, one shard at a time), what is fitted, and the verdict that a threshold or a group makes.
+A *stage* is what users name (``--stage dedup``); a *step* is what is run, finished and made stale on its own. Most
+stages have several: features (expensive, one shard at a time), what is fitted, and the verdict that a threshold or a
+group makes.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ class Step:
     Attributes:
         name: Name of the table or the artefacts that it makes; unique in the plan.
         stage: The stage that it belongs to.
-        kind: ``crawl`` and ``fetch`` bring data in; ``images`` reads pixels of a shard; ``map`` reads tables of a shard;
-            ``reduce`` reads all shards.
+        kind: ``crawl`` and ``fetch`` bring data in; ``images`` reads pixels of a shard; ``map`` reads tables of a
+            shard; ``reduce`` reads all shards.
         version: Raised by hand when the output for the same input changes.
         collections: Kinds of collections that it runs on.
         reads: Tables that shape the output; where a collection has no such table it is left out.

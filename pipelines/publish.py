@@ -1,4 +1,4 @@
-"""Give a finished manifest the names that people know: ``manifest.parquet`` and ``manifest.json`` in the run's folder."""
+"""Give a finished manifest the names that people know: ``manifest.parquet`` and ``manifest.json`` of the run."""
 
 import json
 from typing import Any

@@ -1,8 +1,8 @@
 """Unique links, cut into shards, in bounded memory.
 
-Links of the web go to shards by a hash of their host, so that politeness is local to a shard; one host is spread over at
-most ``host_spread`` shards, and the order in which links were found does not matter. Images of local sets keep their
-order, so that files are read from front to back.
+Links of the web go to shards by a hash of their host, so that politeness is local to a shard; one host is spread over
+at most ``host_spread`` shards, and the order in which links were found does not matter. Images of local sets keep
+their order, so that files are read from front to back.
 """
 
 import hashlib

@@ -76,12 +76,19 @@ def run_demo(
     train = _trained(context, folder / "train", should_stop, on_event)
     report = write_report(context, plan)
     planted = _detected(context, truth, base_url)
-    passed = found.passed and planted[0] == planted[1] and not audit["faces_left"] and not audit["unsafe_bytes"] and train["passed"]
+    passed = (
+        found.passed
+        and planted[0] == planted[1]
+        and not audit["faces_left"]
+        and not audit["unsafe_bytes"]
+        and train["passed"]
+    )
     lines = [
         *_funnel_lines(summary),
         "",
         *found.lines(),
-        f"faces planted and detected: {planted[0]} of {planted[1]}; found again in the {audit['images']} images that had one: {audit['faces_left']}",
+        f"planted faces detected: {planted[0]} of {planted[1]}",
+        f"faces found again in the {audit['images']} stored images that had one: {audit['faces_left']}",
         f"stored images that decoding or NSFW rejects, or not blurred: {audit['unsafe_bytes']}",
         train["line"],
         "",

@@ -118,7 +118,9 @@ class _Free:
         self._num_free = len(self._keys)
 
     def take(self, queries_QD: Vectors, k: int) -> Iterator[tuple[Rows, Keys, Similarities]]:
-        """Yield, for each query, its number and what it takes, all (taken, ...): the ``k`` nearest images that are free when its turn comes.
+        """Yield, for each query, its number and the keys and similarities of what it takes, one entry an image taken.
+
+        It takes the ``k`` nearest images that are free when its turn comes.
 
         All queries are searched at once, deeper than ``k``. From the first that finds too few of these still free, a
         part is searched again among what is free by then, so every search serves at least the queries that would fill
@@ -134,9 +136,14 @@ class _Free:
                 if len(places) < wanted:
                     stop, size = query, 32
                     break
-                places = places[:wanted] self._is_free[found.rows[query - start, places]] = False self._num_free -=
-                wanted yield np.full(wanted, query), found.keys[query - start, places], found.similarities[query -
-                start, places]
+                places = places[:wanted]
+                self._is_free[found.rows[query - start, places]] = False
+                self._num_free -= wanted
+                yield (
+                    np.full(wanted, query),
+                    found.keys[query - start, places],
+                    found.similarities[query - start, places],
+                )
             start, size, depth = stop, 2 * size, 8 * k
 
     def _search(self, queries_QD: Vectors, depth: int) -> Neighbours:

@@ -14,7 +14,7 @@ from curation.stages.nsfw import nsfw_verdict
 
 
 class NsfwVerdict:
-    """Reject what scores at or above ``nsfw.max_score``."""
+    """Reject what scores at or above ``nsfw.max_score``, and what has no score: it cannot be called safe."""
 
     name: ClassVar[str] = "nsfw_verdict"
     version: ClassVar[int] = 1
@@ -27,7 +27,7 @@ class NsfwVerdict:
     def __call__(self, columns: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
         """Return ``writes`` for a shard."""
         scores = columns.column("nsfw_score").combine_chunks()
-        verdict = nsfw_verdict(scores, self.config.max_score)
+        verdict = pc.if_else(scores.is_null(), "not_scored", nsfw_verdict(scores, self.config.max_score))
         return _only_kept(verdict, kept, self.writes)
 
 

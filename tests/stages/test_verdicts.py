@@ -17,7 +17,7 @@ def test_a_score_at_the_threshold_is_rejected_and_one_below_it_is_not():
     table = NsfwVerdict(NsfwConfig(max_score=0.7))(scores(below, 0.7, 1.0, None), np.ones(4, bool))
 
     assert table.schema == schema.NSFW_VERDICT.schema
-    assert table.column("reject_reason").to_pylist() == [None, "nsfw", "nsfw", None]
+    assert table.column("reject_reason").to_pylist() == [None, "nsfw", "nsfw", "not_scored"]
 
 
 def test_what_was_rejected_before_is_left_to_that_verdict():

@@ -8,11 +8,21 @@ understood; the caller then encodes the pixels anew.
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from curation.errors import ImageError
 
 # JPEG: SOI; segments of marker (2 bytes), length (2, itself included) and payload; coded data after each SOS; EOI.
-_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
-_NEXT_MARKER = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")  # stuffed zeros and restart markers belong to the coded data
+SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
+_CODING = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), SOS, 0xDB, 0xDC, 0xDD})  # frames, tables, scans, restarts
+_NO_PAYLOAD = frozenset({0x01, *range(0xD0, 0xDA)})
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # stuffed zeros and restarts belong to the coded data
 _JFIF_BYTES = 14  # of APP0 without its thumbnail
+_MAX_EXIF_ENTRIES = 1_000
+_MAX_BOXES = 1_000
 
 # PNG: signature; chunks of length (4), type (4), payload and CRC (4).
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -25,47 +35,91 @@ _WEBP_KEPT = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"))
 _WEBP_EXIF, _WEBP_XMP, _WEBP_ANIMATION = 0x08, 0x04, 0x02
 
 
+@dataclass(frozen=True)
+class Segment:
+    """One JPEG segment: ``data[start:end]`` is its payload; ``end`` may lie outside the file.
+
+    Attributes:
+        code: Second byte of its marker.
+        marker: Where the marker lies.
+        start: First byte of the payload.
+        end: Its end.
+    """
+
+    code: int
+    marker: int
+    start: int
+    end: int
+
+
+def jpeg_segments(data: bytes) -> Iterator[Segment]:
+    """Yield the segments of a JPEG file; like libjpeg, over any junk, fill bytes and coded data between them.
+
+    After a start of scan the caller may stop, or go on to what follows the coded data.
+
+    Raises:
+        ImageError: A segment is shorter than its own length.
+    """
+    position, pattern = 2, _MARKER
+    while found := pattern.search(data, position):
+        code, position = data[found.end() - 1], found.end()
+        if code in _NO_PAYLOAD:
+            if code in (SOI, EOI):
+                yield Segment(code, found.start(), position, position)
+            continue
+        if position + 2 > len(data):
+            yield Segment(code, found.start(), position, position + 2)
+            return
+        length = int.from_bytes(data[position : position + 2], "big")
+        if length < 2:
+            raise ImageError("undecodable", "a JPEG segment without a length")
+        yield Segment(code, found.start(), position + 2, position + length)
+        position += length
+        pattern = _MARKER_AFTER_SCAN if code == SOS else _MARKER
+
+
+def jpeg_segment(code: int, payload: bytes) -> bytes:
+    """Return a segment's bytes."""
+    return bytes((0xFF, code)) + struct.pack(">H", len(payload) + 2) + payload
+
+
 def strip_jpeg(data: bytes, orientation: int) -> bytes | None:
     """Keep the coded data, JFIF (without thumbnail), ICC profile and Adobe's colour transform; and the orientation.
 
     Args:
-        data: A JPEG file.
+        data: A JPEG file that decodes.
         orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
+
+    Raises:
+        ImageError: A segment is shorter than its own length.
     """
     if data[:2] != b"\xff\xd8":
         return None
-    exif = b"Exif\0\0" + _orientation_tiff(orientation)
     parts = [b"\xff\xd8"]
-    marks = [] if orientation == 1 else [b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif]
-    position = 2
-    while position + 2 <= len(data):
-        if data[position] != 0xFF:
-            return None
-        code = data[position + 1]
-        if code == 0xFF:  # fill byte
-            position += 1
-            continue
-        if code == _EOI:
+    marks = [] if orientation == 1 else [jpeg_segment(0xE1, b"Exif\0\0" + _orientation_tiff(orientation))]
+    coded_from = None
+    for segment in jpeg_segments(data):
+        if coded_from is not None:
+            parts.append(data[coded_from : segment.marker])
+            coded_from = None
+        if segment.code == EOI:
             break
-        (length,) = struct.unpack_from(">H", data, position + 2) if position + 4 <= len(data) else (0,)
-        end = position + 2 + length
-        if code in (0x00, 0x01, _SOI) or 0xD0 <= code <= 0xD7 or length < 2 or end > len(data):
+        if segment.code == SOI or segment.end > len(data):
             return None
-        kept = _kept_segment(code, data[position + 4 : end])
+        kept = kept_segment(segment.code, data[segment.start : segment.end])
         if kept is not None:
-            if code != 0xE0:  # the JFIF segment comes first by its definition
+            if segment.code != 0xE0:  # the JFIF segment comes first by its definition
                 parts, marks = parts + marks, []
-            parts.append(bytes((0xFF, code)) + struct.pack(">H", len(kept) + 2) + kept)
-        position = end
-        if code == _SOS:
-            marker = _NEXT_MARKER.search(data, position)
-            following = len(data) if marker is None else marker.start()
-            parts.append(data[position:following])
-            position = following
+            parts.append(jpeg_segment(segment.code, kept))
+        if segment.code == SOS:
+            coded_from = segment.end
+    if coded_from is not None:  # no end of image: decoders do not need it
+        parts.append(data[coded_from:])
     return b"".join((*parts, b"\xff\xd9"))
 
 
-def _kept_segment(code: int, payload: bytes) -> bytes | None:
+def kept_segment(code: int, payload: bytes) -> bytes | None:
+    """Return what pixels and colours need of a JPEG segment's payload; None: nothing."""
     if code == 0xE0:
         jfif = payload.startswith(b"JFIF\0") and len(payload) >= _JFIF_BYTES
         return payload[: _JFIF_BYTES - 2] + b"\0\0" if jfif else None
@@ -73,9 +127,7 @@ def _kept_segment(code: int, payload: bytes) -> bytes | None:
         return payload if payload.startswith(b"ICC_PROFILE\0") else None
     if code == 0xEE:
         return payload[:12] if payload.startswith(b"Adobe") else None
-    if 0xE0 <= code <= 0xEF or code == _COM:
-        return None
-    return payload
+    return payload if code in _CODING else None
 
 
 def strip_png(data: bytes, orientation: int) -> bytes | None:
@@ -141,6 +193,43 @@ def _riff_chunk(kind: bytes, payload: bytes) -> bytes:
 def _orientation_tiff(orientation: int) -> bytes:
     """EXIF with one entry: a little-endian TIFF header, a directory of one SHORT, and no next directory."""
     return b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 0x0112, 3, 1, orientation, 0, 0)
+
+
+def exif_orientation(exif: bytes) -> int:
+    """Return the orientation of an EXIF block, 1 to 8; 1 where it has none or is broken.
+
+    Only the first directory is looked at, and nothing in it is followed.
+    """
+    tiff = exif[6:] if exif.startswith(b"Exif\0") else exif
+    order: Literal["little", "big"] | None = {b"II*\0": "little", b"MM\0*": "big"}.get(tiff[:4])  # type: ignore[assignment]
+    if order is None:
+        return 1
+    start = int.from_bytes(tiff[4:8], order)
+    count = min(int.from_bytes(tiff[start : start + 2], order), _MAX_EXIF_ENTRIES)
+    for position in range(start + 2, min(start + 2 + 12 * count, len(tiff) - 11), 12):
+        if int.from_bytes(tiff[position : position + 2], order) == 0x0112:
+            kind = int.from_bytes(tiff[position + 2 : position + 4], order)
+            value = int.from_bytes(tiff[position + 8 : position + 8 + {1: 1, 3: 2, 4: 4}.get(kind, 0)], order)
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def bmff_box(data: bytes, kind: bytes) -> tuple[int, int]:
+    """Return where the first top-level box of a kind lies in an ISO base media file (AVIF); (0, 0): nowhere."""
+    position = 0
+    for _ in range(_MAX_BOXES):
+        if position + 8 > len(data):
+            break
+        length = int.from_bytes(data[position : position + 4], "big")
+        if length == 1:
+            length = int.from_bytes(data[position + 8 : position + 16], "big")
+        end = len(data) if length == 0 else min(position + length, len(data))
+        if data[position + 4 : position + 8] == kind:
+            return position, end
+        if end - position < 8:
+            break
+        position = end
+    return 0, 0
 
 
 def is_cut_bmff(data: bytes) -> bool:

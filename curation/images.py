@@ -7,6 +7,7 @@ height are checked against the limits before pixels are allocated; whatever Pill
 
 import functools
 import io
+import math
 import re
 import struct
 import warnings
@@ -23,6 +24,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from curation import containers
 from curation.config import ImagesConfig
 from curation.errors import ImageError
+from curation.prescan import lean
 
 FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "AVIF": "avif", "GIF": "gif", "BMP": "bmp"}
 FORMATS["TIFF"] = "tiff"
@@ -63,7 +65,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION_TAG = 0x0112
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,16 @@ def inspect(data: bytes, limits: ImagesConfig) -> ImageInfo:
     Raises:
         ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
     """
-    with _refusing(data), _open(data, limits) as image:
-        width, height = _upright_size(image)
+    with _opened(data, limits) as (image, orientation):
+        width, height = image.size
+        if orientation >= 5:
+            width, height = height, width
         return ImageInfo(FORMATS[image.format or ""], width, height)
 
 
-def decode(data: bytes, limits: ImagesConfig, min_side_px: int | None = None) -> npt.NDArray[np.uint8]:
+def decode(
+    data: bytes, limits: ImagesConfig, min_side_px: int | None = None, headroom: float = 1.0
+) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image (its first frame), shape (H, W, 3), upright sRGB.
 
     Alpha is composited on white, CMYK and embedded ICC profiles are converted to sRGB, 16-bit samples keep their high
@@ -105,16 +110,19 @@ def decode(data: bytes, limits: ImagesConfig, min_side_px: int | None = None) ->
     Args:
         data: Encoded bytes.
         limits: Checked before pixels are allocated.
-        min_side_px: Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size as long as its short side keeps at least so
-            many pixels (libjpeg's DCT scaling: 4 to 10 times faster on large photos). None decodes in full.
+        min_side_px: The short side that the consumer resizes to. Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size
+            (libjpeg's DCT scaling), see ``docs/images.md`` for what that gains and costs. None decodes in full.
+        headroom: The decoded short side keeps at least ``headroom * min_side_px`` pixels: 1 is fastest, 2 leaves the
+            last halving to the consumer's own, better filter.
 
     Raises:
         ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
     """
-    with _refusing(data), _open(data, limits) as image:
-        orientation = _orientation(image)
+    with _opened(data, limits) as (image, orientation):
         if min_side_px is not None and image.format in ("JPEG", "MPO"):
-            image.draft(None, (min_side_px, min_side_px))
+            side_px = max(1, math.ceil(min_side_px * headroom))
+            image.draft(None, (side_px, side_px))
+        _narrow_key(image)
         image.load()
         rgb = _to_srgb(image)
         if orientation in _TRANSPOSE:
@@ -171,8 +179,8 @@ def strip_metadata(
     limits = limits or ImagesConfig.model_validate({})
     strip = {"jpeg": containers.strip_jpeg, "png": containers.strip_png, "webp": containers.strip_webp}.get(format)
     if strip is not None:
-        with _refusing(data), _open(data, limits) as image:
-            orientation = _orientation(image)
+        with _opened(data, limits) as (_, orientation):
+            pass
         stripped = strip(data, orientation)
         if stripped is not None:
             return stripped, format
@@ -181,9 +189,13 @@ def strip_metadata(
 
 
 @contextmanager
-def _refusing(data: bytes) -> Iterator[None]:
+def _opened(data: bytes, limits: ImagesConfig) -> Iterator[tuple[Image.Image, int]]:
+    """Open the header, refuse what the limits refuse; yield the image and its EXIF orientation, 1 to 8."""
     try:
-        yield
+        seen = lean(data, limits.max_pixels)
+        with _open(seen.data, limits) as image:
+            turned = image.info.get("exif") if image.format == "AVIF" else None  # Pillow's words for its own boxes
+            yield image, containers.exif_orientation(turned) if isinstance(turned, bytes) else seen.orientation
     except UnidentifiedImageError as error:
         if not _SIGNATURES.match(data):
             raise ImageError("not_an_image", "content is none of the allowed formats") from error
@@ -238,30 +250,13 @@ def _quiet_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW_FILTER_MODULE)
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; TIFF is turned by Pillow itself and counts as 1."""
-    exif_bytes = image.info.get("exif")
-    if image.format == "TIFF" or not isinstance(exif_bytes, bytes):
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(exif_bytes)
-        value = exif.get(_ORIENTATION_TAG, 1)
-    except _BROKEN:  # broken EXIF says nothing about the pixels
-        return 1
-    return value if isinstance(value, int) and value in _TRANSPOSE else 1
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
-
-
 def _to_srgb(image: Image.Image) -> Image.Image:
     """Return mode RGB: wide samples narrowed, alpha on white, embedded profile applied."""
     profile = image.info.get("icc_profile")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_narrowed(np.asarray(image)))
+        wide, key = np.asarray(image), image.info.get("transparency")
+        grey = _narrowed(wide)
+        image = Image.fromarray(np.where(wide == key, np.uint8(255), grey) if isinstance(key, int) else grey)
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
         image = _on_white(image)
     elif image.mode not in ("RGB", "L", "CMYK"):
@@ -273,10 +268,19 @@ def _to_srgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _narrow_key(image: Image.Image) -> None:
+    """Narrow a 16-bit PNG's transparent colour like its samples: Pillow compares its low byte with their high one."""
+    key = image.info.get("transparency")
+    tiles = getattr(image, "tile", ())
+    if image.format == "PNG" and isinstance(key, tuple) and any(tile.args == "RGB;16B" for tile in tiles):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    rgb = Image.new("RGB", rgba.size, "white")
+    rgb.paste(rgba, mask=rgba)  # ``alpha_composite`` would hold two more images of four bytes a pixel
+    return rgb
 
 
 def _narrowed(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:

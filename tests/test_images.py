@@ -346,3 +346,139 @@ def test_malformed_and_exotic_files_decode_or_are_refused_with_a_reason(capfd):
     capfd.readouterr()  # libtiff writes its own complaints
     assert outcomes <= {"decoded", *schema.IMAGE_REASONS}
     assert {"decoded", "not_an_image", "undecodable", "truncated", "too_many_pixels"} <= outcomes
+
+
+def jpeg_variants():
+    """The same 800 x 600 picture in the ways that JPEGs come in."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = bytearray(profile)
+    table = {swapped[i : i + 4].decode("latin1"): i for i in range(132, 132 + 12 * swapped[131], 12)}
+    red, blue = table["rXYZ"] + 4, table["bXYZ"] + 4
+    swapped[red : red + 8], swapped[blue : blue + 8] = swapped[blue : blue + 8], swapped[red : red + 8]
+    foreign = bytes(swapped).replace(b"s\0R\0G\0B", b"x\0y\0z\0w").replace(b"sRGB", b"xyzw")
+    variants = {"plain": {}, "progressive": {"progressive": True}, "turned": {"exif": camera_exif(6)}}
+    variants |= {"profile": {"icc_profile": foreign}, "full chroma": {"subsampling": 0}}
+    files = {name: encoded(photo(600, 800), "JPEG", quality=95, **options) for name, options in variants.items()}
+    for mode in ("L", "CMYK"):
+        buffer = io.BytesIO()
+        Image.fromarray(photo(600, 800)).convert(mode).save(buffer, "JPEG", quality=95)
+        files[mode] = buffer.getvalue()
+    return files
+
+
+@pytest.mark.parametrize("name", list(jpeg_variants()))
+@pytest.mark.parametrize("headroom", [1.0, 2.0])
+def test_reduced_decoding_turns_and_converts_as_full_decoding_does(headroom, name):
+    data = jpeg_variants()[name]
+    full = images.decode(data, LIMITS)
+
+    reduced = images.decode(data, LIMITS, min_side_px=75, headroom=headroom)
+
+    scale = 8 if headroom == 1.0 else 4
+    assert reduced.shape == (full.shape[0] // scale, full.shape[1] // scale, 3)
+    boxes = full.reshape(reduced.shape[0], scale, reduced.shape[1], scale, 3).mean(axis=(1, 3))
+    assert np.abs(reduced - boxes).mean() < 2
+
+
+def test_headroom_keeps_that_many_times_the_consumers_side():
+    data = encoded(photo(600, 800), "JPEG")
+
+    sides = [min(images.decode(data, LIMITS, 75, headroom).shape[:2]) for headroom in (0.5, 1.0, 1.01, 2.0, 4.0, 9.0)]
+
+    assert sides == [75, 75, 150, 150, 300, 600]
+
+
+@pytest.mark.parametrize("has_adobe_marker", [True, False])
+def test_cmyk_is_inverted_as_adobe_writes_it_with_and_without_its_marker(has_adobe_marker):
+    # Photoshop, libjpeg and all browsers take four-component JPEGs as inverted, whether or not the marker is there.
+    buffer = io.BytesIO()
+    Image.new("CMYK", (32, 32), (0, 255, 255, 0)).save(buffer, "JPEG", quality=100)
+    data = buffer.getvalue()
+    at = data.index(b"\xff\xeeA".replace(b"A", b"\0\x0eAdobe"))
+    if not has_adobe_marker:
+        data = data[:at] + data[at + 16 :]
+
+    assert images.decode(data, LIMITS)[16, 16].tolist() == pytest.approx([255, 0, 0], abs=3)
+
+
+def test_ycck_is_converted_through_ycc():
+    # Components of a CMYK JPEG, called YCCK afterwards: Y, Cb, Cr of the inverted ink, and inverted black.
+    luma, blue, red, black = 120, 90, 170, 255
+    buffer = io.BytesIO()
+    Image.new("CMYK", (32, 32), (255 - luma, 255 - blue, 255 - red, 255 - black)).save(buffer, "JPEG", quality=100)
+    data = bytearray(buffer.getvalue())
+    at = data.index(b"Adobe") + 11
+    assert data[at] == 0
+    data[at] = 2
+
+    # JFIF's YCC; libjpeg gives ink = 255 - colour, and files hold inverted ink.
+    r, g, b = luma + 1.402 * (red - 128), luma - 0.344 * (blue - 128) - 0.714 * (red - 128), luma + 1.772 * (blue - 128)
+    assert images.decode(bytes(data), LIMITS)[16, 16].tolist() == pytest.approx([255 - r, 255 - g, 255 - b], abs=4)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "color", "expected"),
+    [
+        ("1", "PNG", 1, (255, 255, 255)),
+        ("1", "TIFF", 0, (0, 0, 0)),
+        ("L", "PNG", 77, (77, 77, 77)),
+        ("LA", "PNG", (77, 255), (77, 77, 77)),
+        ("LA", "PNG", (77, 0), (255, 255, 255)),
+        ("LA", "TIFF", (0, 128), (127, 127, 127)),
+        ("RGBA", "WEBP", (10, 20, 30, 0), (255, 255, 255)),
+        ("RGBA", "TIFF", (10, 20, 30, 255), (10, 20, 30)),
+        ("I;16", "PNG", 0x1234, (0x12, 0x12, 0x12)),
+        ("I;16", "TIFF", 0xFEFF, (0xFE, 0xFE, 0xFE)),
+        ("F", "TIFF", 2.5, (2, 2, 2)),
+        ("F", "TIFF", 1.0, (255, 255, 255)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode, kind, color, expected):
+    buffer = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    Image.new(mode, (20, 20), color).save(buffer, kind, **options)
+
+    assert images.decode(buffer.getvalue(), LIMITS)[10, 10].tolist() == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("depth_in_tuple", [1, 3])
+def test_the_transparent_colour_of_a_16_bit_png_is_compared_in_its_high_byte(depth_in_tuple):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    wide = np.array([0x1234, 0x3412, 0x0034], ">u2")
+    rows = np.repeat(np.repeat(wide, depth_in_tuple)[None], 3, axis=0)
+    header = struct.pack(">IIBBBBB", 3, 3, 16, 0 if depth_in_tuple == 1 else 2, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    key = chunk(b"tRNS", struct.pack(">H", 0x1234) * depth_in_tuple)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + key + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+    decoded = images.decode(data, ImagesConfig(min_side_px=1))
+
+    assert decoded[0, :, 0].tolist() == [255, 0x34, 0]
+
+
+def test_a_picture_with_further_pictures_gives_its_first():
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30), "red").save(
+        buffer, "MPO", save_all=True, append_images=[Image.new("RGB", (40, 30), "blue")]
+    )
+
+    assert images.inspect(buffer.getvalue(), LIMITS).format == "jpeg"
+    assert images.decode(buffer.getvalue(), LIMITS)[5, 5].tolist() == pytest.approx([255, 0, 0], abs=3)
+    assert images.decode(buffer.getvalue(), LIMITS, min_side_px=8).shape == (15, 20, 3)
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1", b"isom"])
+def test_heic_and_films_are_not_images_here(brand):
+    box = b"ftyp" + brand + b"\0\0\0\0" + brand + b"heic"
+    data = struct.pack(">I", len(box) + 4) + box + struct.pack(">I", 1000) + b"meta" + bytes(1000)
+
+    assert refusal(data) == "not_an_image"
+
+
+def test_a_wrong_checksum_of_png_pixels_is_refused():
+    data = bytearray(encoded(photo(), "PNG"))
+    data[data.index(b"IEND") - 5] ^= 1
+
+    assert refusal(bytes(data)) == "undecodable"

@@ -1,0 +1,313 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from curation import containers, images
+from curation.config import ImagesConfig
+from curation.errors import ImageError
+
+LIMITS = ImagesConfig()
+SECRETS = (
+    b"SecretMake",
+    b"SecretModel",
+    b"Serial4711",
+    b"SecretNote",
+    b"SecretThumb",
+    b"SecretXmp",
+    b"SecretIptc",
+    b"GPS",
+)
+MAKE, MODEL, ORIENTATION, EXIF_IFD, GPS_IFD, SERIAL, NOTE = 0x010F, 0x0110, 0x0112, 0x8769, 0x8825, 0xA431, 0x927C
+POSITION = {0: b"\2\3\0\0", 1: "N", 2: (48.0, 51.0, 29.5), 3: "E", 4: (2.0, 17.0, 40.25), 29: "2024:05:06"}
+
+
+def noise(height=40, width=64, channels=3, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, channels), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(rgb, kind, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def exif(orientation=1, order="<"):
+    found = Image.Exif()
+    found.endian = order
+    found[ORIENTATION], found[MAKE], found[MODEL] = orientation, "SecretMake", "SecretModel"
+    found.get_ifd(GPS_IFD).update(POSITION)
+    found.get_ifd(EXIF_IFD).update({SERIAL: "Serial4711", NOTE: b"SecretNote" * 20})
+    return found
+
+
+def position_bytes(order):
+    """The latitude as it lies in an EXIF block written by Pillow: three rationals."""
+    block = exif(order=order).tobytes()
+    assert (b"II*" if order == "<" else b"MM\0*") in block
+    degrees = [struct.pack(order + "II", n, d) for n, d in ((48, 1), (51, 1), (59, 2))]
+    assert b"".join(degrees) in block
+    return b"".join(degrees)
+
+
+def tiff(rgb, order, orientation):
+    """One uncompressed strip, with a position: latitude, make and bits at 8, 32 and 44, pixels at 52, directories."""
+    height, width, _ = rgb.shape
+    body = position_bytes(order) + b"SecretMake\0\0" + struct.pack(order + "4H", 8, 8, 8, 0) + rgb.tobytes()
+    gps_at = 8 + len(body)
+    gps = struct.pack(order + "HHHIII", 1, 2, 5, 3, 8, 0)
+    entries = [(256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, 44), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(MAKE, 2, 11, 32), (273, 4, 1, 52), (ORIENTATION, 3, 1, orientation), (277, 3, 1, 3)]
+    entries += [(278, 3, 1, height), (279, 4, 1, height * width * 3), (GPS_IFD, 4, 1, gps_at)]
+    packed = [
+        struct.pack(
+            order + ("HHIHH" if kind == 3 and count == 1 else "HHII"),
+            tag,
+            kind,
+            count,
+            value,
+            *[0] * (kind == 3 and count == 1),
+        )
+        for tag, kind, count, value in entries
+    ]
+    header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", gps_at + len(gps))
+    return header + body + gps + struct.pack(order + "H", len(entries)) + b"".join(packed) + b"\0" * 4
+
+
+def segment(code, payload):
+    return bytes((0xFF, code)) + struct.pack(">H", len(payload) + 2) + payload
+
+
+def insert(jpeg, *segments, before=0xDB):
+    at = jpeg.index(bytes((0xFF, before)))
+    return jpeg[:at] + b"".join(segments) + jpeg[at:]
+
+
+def assert_clean(data, order, orientation=1):
+    assert position_bytes(order) not in data
+    assert not [secret for secret in SECRETS if secret in data]
+    with Image.open(io.BytesIO(data)) as image:
+        found = image.getexif()
+        assert not found.get_ifd(GPS_IFD)
+        assert not found.get_ifd(EXIF_IFD)
+        assert dict(found) == ({} if orientation == 1 else {ORIENTATION: orientation})
+        assert "mp" not in image.info
+        assert not {"xmp", "photoshop", "comment", "parsed_exif"} & set(image.info)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_gps_goes_in_and_does_not_come_out_and_pixels_are_bit_identical(kind, order, orientation):
+    options = {"WEBP": {"xmp": b"<x>SecretXmp</x>"}, "JPEG": {"comment": b"SecretNote"}}.get(kind, {})
+    if kind == "TIFF":  # Pillow writes no positions into one
+        data = tiff(noise(), order, orientation)
+    else:
+        data = encoded(noise(), kind, exif=exif(orientation, order), **options)
+    assert b"SecretMake" in data
+    assert position_bytes(order) in data
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.getexif().get_ifd(GPS_IFD)[2] == (48.0, 51.0, 29.5)
+
+    stripped, stored_format = images.strip_metadata(data, kind.lower())
+
+    assert_clean(stripped, order, orientation if stored_format != "png" or kind == "PNG" else 1)
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_keeps_its_coded_data_byte_by_byte(progressive):
+    data = encoded(noise(), "JPEG", quality=90, progressive=progressive, exif=exif())
+
+    stripped = containers.strip_jpeg(data, 1)
+
+    assert stripped.endswith(data[data.index(b"\xff\xda") :])
+    assert stripped[:20] == data[:20]  # JFIF
+
+
+def test_every_jpeg_segment_that_is_no_coding_goes():
+    plain = encoded(noise(), "JPEG")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    icc = segment(0xE2, b"ICC_PROFILE\0\1\1" + profile)
+    dirty = insert(
+        plain,
+        segment(0xE1, b"Exif\0\0" + exif(1, ">").tobytes()[6:]),
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<x>SecretXmp GPSLatitude</x>"),
+        segment(0xE1, b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 40 + b"SecretXmp"),
+        segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\x0a\x1c\2\x5a\0\5SecretIptc"),
+        segment(0xE0, b"JFXX\0\x10SecretThumb"),
+        segment(0xE2, b"MPF\0II*\0SecretNote"),
+        *(segment(code, b"SecretNote") for code in (*range(0xE3, 0xF0), *range(0xF0, 0xFF))),
+        icc,
+        segment(0xE1, b"Exif\0\0" + exif(3, "<").tobytes()[6:]),
+    )
+
+    stripped = containers.strip_jpeg(dirty, 1)
+
+    assert stripped == insert(plain, icc)
+
+
+def test_exif_behind_the_tables_and_twice_is_found_and_removed_and_the_first_orientation_counts():
+    plain = encoded(noise(40, 64), "JPEG")
+    first, second = (segment(0xE1, b"Exif\0\0" + exif(turn, ">").tobytes()[6:]) for turn in (6, 3))
+    dirty = insert(plain, first, second, before=0xDA)
+
+    assert images.decode(dirty, LIMITS).shape == (64, 40, 3)
+    stripped, _ = images.strip_metadata(dirty, "jpeg")
+    assert_clean(stripped, ">", 6)
+    assert (images.decode(stripped, LIMITS) == images.decode(dirty, LIMITS)).all()
+
+
+def test_a_thumbnail_inside_exif_or_jfif_goes():
+    plain = encoded(noise(), "JPEG")
+    jfif = plain[:20]
+    assert jfif[6:11] == b"JFIF\0"
+    thumbnail = segment(0xE0, jfif[6:18] + bytes((2, 2)) + b"SecretThumb!")
+    directory = struct.pack("<HHHII", 1, 0x0201, 4, 1, 26)
+    block = b"II*\0" + struct.pack("<IHI", 8, 0, 14) + directory + b"\0\0\0\0" + plain[:2] + b"SecretThumb"
+
+    stripped = containers.strip_jpeg(jfif[:2] + thumbnail + segment(0xE1, b"Exif\0\0" + block) + plain[20:], 1)
+
+    assert stripped == plain
+
+
+def test_a_second_image_behind_the_end_with_its_own_position_goes():
+    second = encoded(noise(seed=1), "JPEG", exif=exif())
+    buffer = io.BytesIO()
+    first = Image.fromarray(noise())
+    first.save(buffer, "MPO", save_all=True, append_images=[Image.open(io.BytesIO(second))], exif=exif(6))
+    for data in (buffer.getvalue(), encoded(noise(), "JPEG", exif=exif(6)) + second + b"SecretNote"):
+        assert data.count(b"\xff\xd8\xff") >= 2
+        assert images.inspect(data, LIMITS) == images.ImageInfo("jpeg", 40, 64)
+
+        stripped, stored_format = images.strip_metadata(data, "jpeg")
+
+        assert stored_format == "jpeg"
+        assert stripped.count(b"\xff\xd8\xff") == 1
+        assert stripped.endswith(b"\xff\xd9")
+        assert_clean(stripped, "<", 6)
+        assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+def test_junk_and_fill_bytes_between_segments_go_without_encoding_anew():
+    plain = encoded(noise(), "JPEG", exif=exif())
+    dirty = insert(plain, b"\0SecretNote\0", b"\xff" * 7)
+
+    assert images.strip_metadata(dirty, "jpeg") == images.strip_metadata(plain, "jpeg")
+
+
+def test_restart_markers_belong_to_the_coded_data():
+    data = encoded(noise(80, 80), "JPEG", restart_marker_blocks=1, exif=exif())
+    assert b"\xff\xd0" in data
+
+    stripped, _ = images.strip_metadata(data, "jpeg")
+
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+    assert stripped.count(b"\xff\xd0") == data.count(b"\xff\xd0")
+
+
+def test_a_jpeg_without_an_end_gets_one_when_stripped():
+    data = encoded(noise(), "JPEG", exif=exif())[:-2]
+
+    assert containers.strip_jpeg(data, 1).endswith(b"\xff\xd9")
+
+
+def test_a_segment_shorter_than_its_length_is_refused():
+    with pytest.raises(ImageError):
+        containers.strip_jpeg(insert(encoded(noise(), "JPEG"), b"\xff\xe1\0\1"), 1)
+
+
+def test_cmyk_keeps_what_says_how_its_colours_are_coded():
+    buffer = io.BytesIO()
+    Image.fromarray(noise(channels=4), "CMYK").save(buffer, "JPEG", exif=exif())
+    stripped, _ = images.strip_metadata(buffer.getvalue(), "jpeg")
+
+    assert b"Adobe" in stripped
+    assert_clean(stripped, "<")
+    assert (images.decode(stripped, LIMITS) == images.decode(buffer.getvalue(), LIMITS)).all()
+
+
+def chunk(kind, body):
+    return containers._png_chunk(kind + body)
+
+
+def test_every_png_chunk_that_is_no_colour_goes():
+    plain = encoded(noise(channels=4), "PNG")
+    dirty = (
+        plain[:33]
+        + chunk(b"tEXt", b"Author\0SecretNote")
+        + chunk(b"zTXt", b"Comment\0\0x\x9cSecretNote")
+        + chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x>SecretXmp</x>")
+        + chunk(b"tIME", b"\x07\xe8\5\6\7\10\11")
+        + chunk(b"eXIf", exif(6).tobytes()[6:])
+        + chunk(b"prVt", b"SecretNote")
+        + plain[33:-12]
+        + chunk(b"eXIf", exif(3).tobytes()[6:])
+        + chunk(b"tEXt", b"Raw profile type exif\0SecretNote")
+        + plain[-12:]
+        + b"SecretNote"
+    )
+
+    stripped, _ = images.strip_metadata(dirty, "png")
+
+    assert_clean(stripped, "<", 6)
+    assert not [kind for kind in (b"tEXt", b"zTXt", b"iTXt", b"tIME", b"prVt") if kind in stripped]
+    assert images.strip_metadata(plain, "png")[0] == plain
+    assert (images.decode(stripped, LIMITS) == images.decode(plain, LIMITS).transpose(1, 0, 2)[:, ::-1]).all()
+
+
+def test_profiles_are_kept_byte_by_byte():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(noise(), kind, icc_profile=profile, exif=exif())
+        stripped, _ = images.strip_metadata(data, kind.lower())
+        with Image.open(io.BytesIO(stripped)) as image:
+            assert image.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_webp_keeps_pixels_alpha_and_orientation_only(lossless, channels):
+    data = encoded(noise(channels=channels), "WEBP", lossless=lossless, exif=exif(8), xmp=b"SecretXmp")
+    dirty = data + b"JUNK" + struct.pack("<I", 10) + b"SecretNote"
+    dirty = dirty[:4] + struct.pack("<I", len(dirty) - 8) + dirty[8:] + b"SecretNote"
+
+    stripped, stored_format = images.strip_metadata(dirty, "webp")
+
+    assert stored_format == "webp"
+    assert_clean(stripped, "<", 8)
+    assert int.from_bytes(stripped[4:8], "little") == len(stripped) - 8
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+def test_an_avif_loses_its_position_and_keeps_its_turn():
+    data = encoded(noise(), "AVIF", exif=exif(6), quality=90)
+    assert b"SecretMake" in data
+
+    stripped, stored_format = images.strip_metadata(data, "avif")
+
+    assert stored_format == "jpeg"
+    assert_clean(stripped, "<")
+    assert images.decode(stripped, LIMITS).shape == images.decode(data, LIMITS).shape == (64, 40, 3)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("value", range(10))
+@pytest.mark.parametrize("kind", [(1, "B3x"), (3, "H2x"), (4, "I")])
+def test_orientation_is_read_in_both_byte_orders_and_as_any_integer(order, value, kind):
+    code, form = kind
+    mark = b"II*\0" if order == "<" else b"MM\0*"
+    block = mark + struct.pack(order + "IHHHI" + form, 8, 1, ORIENTATION, code, 1, value)
+
+    assert containers.exif_orientation(block) == (value if 1 <= value <= 8 else 1)
+    assert containers.exif_orientation(b"Exif\0\0" + block) == (value if 1 <= value <= 8 else 1)
+
+
+def test_broken_exif_says_nothing():
+    block = exif(6).tobytes()
+    assert containers.exif_orientation(block) == 6
+    for data in (b"", b"Exif\0\0", b"II*\0", b"II*\0\xff\xff\xff\xff", block[:20], b"II*\0\x08\0\0\0\xff\xff"):
+        assert containers.exif_orientation(data) == 1

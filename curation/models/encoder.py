@@ -5,7 +5,6 @@ publishes on the hub. Images are seen as the model was evaluated: short side res
 where the model was), its own mean, deviation and interpolation.
 """
 
-import hashlib
 import math
 import pickle
 import struct
@@ -21,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from curation.errors import WeightsError
-from curation.models import torchvision_shim
+from curation.models import hub, torchvision_shim
 from curation.models.vectors import normalised
-from curation.models.weights import UNKNOWN_LICENSE, Weights, check_license
+from curation.models.weights import Weights
 
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -54,6 +53,7 @@ class ImageEncoder:
         batch_size: Images per forward pass; smaller batches are padded.
         dim: Features an image.
         side_px: Side of the square that the model sees.
+        short_px: Short side that an image is resized to before a square is cut out of it.
         identity: What the features depend on, for fingerprints: model, weights digest, side.
         license: Of the weights.
     """
@@ -72,9 +72,9 @@ class ImageEncoder:
         """Load the model.
 
         Args:
-            model: A timm model name.
-            weights: A state dict's file; None: the weights that timm publishes for the model, from the hub.
-            accept_licenses: Non-commercial licences that the user accepts; looked at for the hub only.
+            model: A timm model name; without ``weights`` also ``hf-hub:organisation/name``.
+            weights: A state dict's file; None: what is published for the model, see ``hub.py``.
+            accept_licenses: Licences that the user accepts; looked at for the hub only.
             side_px: Input side; None: the model's own.
             batch_size: Images per forward pass.
             num_threads: Threads of torch on a CPU; holds for the process.
@@ -93,7 +93,7 @@ class ImageEncoder:
         self._network = network.eval().to(self._device)
         self.side_px = side_px or int(settings["input_size"][-1])
         # A square centre crop of ``side_px`` out of an image whose short side is this.
-        self._short_px = math.floor(self.side_px / float(settings["crop_pct"]))
+        self.short_px = math.floor(self.side_px / float(settings["crop_pct"]))
         self._squashes = settings.get("crop_mode") == "squash"
         self._filter = _FILTERS.get(str(settings["interpolation"]), Image.Resampling.BICUBIC)
         self._mean_C11 = torch.tensor(settings["mean"], device=self._device).view(3, 1, 1) * 255
@@ -105,7 +105,7 @@ class ImageEncoder:
         """Return one image as the model sees it, shape (side_px, side_px, 3), uint8 RGB."""
         height, width = rgb_HW3.shape[:2]
         # Resizing just the part that the crop keeps gives the pixels of resizing all and cropping then.
-        kept_px = min(min(height, width) * self.side_px / self._short_px, min(height, width))
+        kept_px = min(min(height, width) * self.side_px / self.short_px, min(height, width))
         left, top = (width - kept_px) / 2, (height - kept_px) / 2
         box = (0, 0, width, height) if self._squashes else (left, top, left + kept_px, top + kept_px)
         image = Image.fromarray(rgb_HW3).resize((self.side_px, self.side_px), self._filter, box=box)
@@ -139,51 +139,29 @@ def _load(model: str, weights: Weights | None, accept_licenses: Sequence[str]) -
     torchvision_shim.prepare()
     import timm
 
+    if weights is None and model.startswith(hub.PREFIX):
+        return hub.load_published(model, accept_licenses)
     if not timm.is_model(model.partition(".")[0]):
         raise WeightsError(f"embed.model {model}: timm {timm.__version__} knows no such model")
     if weights is None:
-        return _from_hub(model, accept_licenses)
+        return hub.load_published(model, accept_licenses)
     state = _state_dict(weights.path)
     # With its classifier first: a file of the whole model then fits entry by entry.
     num_classes = _num_classes(state)
-    network = _create(model, pretrained=False, num_classes=num_classes)
+    network = _create(model, num_classes)
     _fit(network, state, weights.path)
     if num_classes:
         network.reset_classifier(0)
     return network, weights.sha256, weights.license
 
 
-def _create(model: str, pretrained: bool, num_classes: int) -> Any:
+def _create(model: str, num_classes: int) -> Any:
     import timm
 
     try:
-        return timm.create_model(model, pretrained=pretrained, num_classes=num_classes)
+        return timm.create_model(model, pretrained=False, num_classes=num_classes)
     except (RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"embed.model {model}: cannot be made{' with weights from the hub' if pretrained else ''}: {error}; "
-            "set embed.weights to the path of a file that you have"
-        ) from error
-
-
-def _from_hub(model: str, accept_licenses: Sequence[str]) -> tuple[Any, str, str]:
-    import timm
-
-    published = timm.get_pretrained_cfg(model, allow_unregistered=False)
-    if published is None or not published.has_weights:
-        raise WeightsError(f"embed.model {model}: timm has no weights on the hub for it")
-    license_id = str(published.license or UNKNOWN_LICENSE)
-    check_license(model, license_id, "nc" in license_id.lower().split("-"), accept_licenses)
-    network = _create(model, pretrained=True, num_classes=0)
-    return network, _tensor_digest(network), license_id
-
-
-def _tensor_digest(network: torch.nn.Module) -> str:
-    """Return the sha256 of all tensors: the hub's files carry no digest that is known before."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        raise WeightsError(f"embed.model {model}: cannot be made: {error}") from error
 
 
 def _state_dict(path: Path) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from curation.errors import WeightsError
+from curation.errors import DimensionError, WeightsError
 from curation.models.onnx_session import open_session
 from curation.models.weights import Weights
 
@@ -58,7 +58,18 @@ class NsfwScorer:
         return np.asarray(Image.open(buffer, formats=("JPEG",)), dtype=np.uint8)
 
     def __call__(self, batch: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
-        """Return the probability of each prepared image, shape (B,), float32 in [0, 1]."""
+        """Return the probability of each prepared image, shape (B,), float32 in [0, 1].
+
+        Raises:
+            DimensionError: More than ``batch_size`` images, or one that was not prepared.
+        """
+        if not batch:
+            return np.zeros(0, dtype=np.float32)
+        if len(batch) > self.batch_size or any(crop.shape != (_CROP_PX, _CROP_PX, 3) for crop in batch):
+            shapes = sorted({crop.shape for crop in batch})
+            raise DimensionError(
+                f"nsfw: takes at most {self.batch_size} images of (224, 224, 3), got {len(batch)} of {shapes}"
+            )
         x_BHWC = np.zeros((self.batch_size, _CROP_PX, _CROP_PX, 3), dtype=np.float32)
         for row, crop_HW3 in enumerate(batch):
             x_BHWC[row] = crop_HW3[:, :, ::-1] - _MEAN_BGR

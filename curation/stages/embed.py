@@ -18,6 +18,7 @@ class Encoder(Protocol):
 
     batch_size: int
     dim: int
+    short_px: int
 
     def prepare(self, rgb_HW3: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Return what the model sees of one image."""
@@ -30,13 +31,14 @@ class EmbedStage:
     """Encoder features, L2-normalised, float16."""
 
     name: ClassVar[str] = "embed"
-    version: ClassVar[int] = 1  # raise when the output for the same input changes
+    version: ClassVar[int] = 2  # raise when the output for the same input changes
 
     def __init__(self, encoder: Encoder, config: EmbedConfig) -> None:
         """Take the loaded model; its batches and its dimension are the stage's."""
         self.config = config
         self.writes = schema.embed(encoder.dim)
         self.batch_size = encoder.batch_size
+        self.min_side_px = encoder.short_px
         self._encoder = encoder
 
     def prepare(self, image: ImageRow) -> npt.NDArray[np.uint8]:

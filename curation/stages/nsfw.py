@@ -19,6 +19,7 @@ class NsfwStage:
 
     name: ClassVar[str] = "nsfw"
     version: ClassVar[int] = 1  # raise when the output for the same input changes
+    min_side_px: int | None = None  # the published preprocessing starts from all pixels
     writes: schema.Table = schema.NSFW
 
     def __init__(self, scorer: NsfwScorer, config: NsfwConfig) -> None:

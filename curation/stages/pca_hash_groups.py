@@ -1,5 +1,7 @@
 """Group images of equal bytes and of equal PCA hash, over all shards, in bounded memory; each group keeps one.
 
+With ``pca_hash.hamming_radius`` above 0, hashes that few bits separate count as equal; see ``hamming_groups``.
+
 Rows are spilled into buckets by hash, grouped bucket by bucket, and their verdicts spilled back by shard. The kept
 image has the largest pixel area, then the largest byte size, then the smallest image id, then the smallest URL.
 
@@ -22,6 +24,7 @@ from curation.indexes.keys import keys_from_hex
 from curation.schema import Table
 from curation.spill import MAX_BUCKETS, Spill, buckets_for
 from curation.stage import ReduceInputs, ShardView
+from curation.stages.hamming_groups import DistinctHashes, HammingGroups
 
 _ROWS = pa.schema(
     [
@@ -44,6 +47,7 @@ class PcaHashGroups:
 
     Args:
         rows_a_bucket: About so many rows are grouped at a time; changes no verdict.
+        hamming_radius: ``pca_hash.hamming_radius``: bits that a step within a group may change; 0: equal hashes only.
     """
 
     name: ClassVar[str] = "pca_hash_verdict"
@@ -52,23 +56,27 @@ class PcaHashGroups:
     writes: Table | None = schema.PCA_HASH_VERDICT
     artefacts: tuple[str, ...] = ()
 
-    def __init__(self, rows_a_bucket: int = 500_000) -> None:
+    def __init__(self, rows_a_bucket: int = 500_000, hamming_radius: int = 0) -> None:
         self.rows_a_bucket = rows_a_bucket
+        self.hamming_radius = hamming_radius
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Yield one verdict table a shard of the pool and of each seed set; seeds are grouped by their bytes alone."""
         for number, collection in enumerate([*inputs.collections("pool"), *inputs.collections("seeds")]):
-            yield from _group(inputs, collection, scratch / str(number), self.rows_a_bucket)
+            yield from _group(inputs, collection, scratch / str(number), self.rows_a_bucket, self.hamming_radius)
 
 
 def _group(
-    inputs: ReduceInputs, collection: str, scratch: Path, rows_a_bucket: int
+    inputs: ReduceInputs, collection: str, scratch: Path, rows_a_bucket: int, radius: int
 ) -> Iterator[tuple[str, int, pa.Table]]:
     shards = [(view.shard, view.num_rows) for view in inputs.shards(collection)]
     num_buckets = buckets_for(sum(num_rows for _, num_rows in shards), rows_a_bucket)
+    named = _hamming_groups(inputs, radius) if radius and collection == "pool" else None
     rows = Spill(scratch / "rows", _ROWS, num_buckets)
     for index, view in enumerate(inputs.shards(collection)):
         table = _candidates(view, index)
+        if named is not None:
+            table = _with_group_names(table, named)
         rows.add(table, _buckets(table, num_buckets))
     num_groups = max(1, min(MAX_BUCKETS, len(shards)))
     verdicts = Spill(scratch / "verdicts", _VERDICTS, num_groups)
@@ -106,6 +114,26 @@ def _candidates(view: ShardView, index: int) -> pa.Table:
         ],
         schema=_ROWS,
     )
+
+
+def _hamming_groups(inputs: ReduceInputs, radius: int) -> HammingGroups:
+    """Group the hashes of every row that is a candidate (others may join nothing)."""
+    distinct = DistinctHashes()
+    for view in inputs.shards("pool"):
+        ids = view.read(schema.FETCH, ["image_id"]).column(0)
+        hashes = view.read(schema.PCA_HASH).column(0)
+        candidates = view.kept & ids.is_valid().to_numpy() & hashes.is_valid().to_numpy()
+        distinct.add(hashes.fill_null(0).to_numpy()[candidates])
+    return HammingGroups(distinct.result(), radius)
+
+
+def _with_group_names(table: pa.Table, named: HammingGroups) -> pa.Table:
+    """Replace each hash by the name of its group, itself a hash, so that what follows looks for equal numbers."""
+    hashes = table.column("pca_hash")
+    valid = hashes.is_valid().to_numpy()
+    names = np.zeros(len(hashes), np.uint64)
+    names[valid] = named(hashes.fill_null(0).to_numpy()[valid])
+    return table.set_column(0, schema.PCA_HASH_BITS, pa.array(names, mask=~valid))
 
 
 def _buckets(table: pa.Table, num_buckets: int) -> npt.NDArray[np.int64]:

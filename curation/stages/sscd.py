@@ -18,13 +18,15 @@ class SscdStage:
     """SSCD descriptors, L2-normalised, float16."""
 
     name: ClassVar[str] = "sscd"
-    version: ClassVar[int] = 1  # raise when the output for the same input changes
+    version: ClassVar[int] = 2  # raise when the output for the same input changes
     writes: schema.Table = schema.SSCD
+    min_side_px: int | None
 
     def __init__(self, encoder: SscdEncoder, config: SscdConfig) -> None:
         """Take the loaded model; its batches are the stage's."""
         self.config = config
         self.batch_size = encoder.batch_size
+        self.min_side_px = config.side_px
         self._encoder = encoder
 
     def prepare(self, image: ImageRow) -> npt.NDArray[np.uint8]:

@@ -14,7 +14,10 @@ from curation.stages.nsfw import nsfw_verdict
 
 
 class NsfwVerdict:
-    """Reject what scores at or above ``nsfw.max_score``, and what has no score: it cannot be called safe."""
+    """Reject what scores at or above ``nsfw.max_score``, and what has no score: it cannot be called safe.
+
+    Where an image has no score because it does not decode, that is the reason.
+    """
 
     name: ClassVar[str] = "nsfw_verdict"
     version: ClassVar[int] = 1
@@ -27,7 +30,8 @@ class NsfwVerdict:
     def __call__(self, columns: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
         """Return ``writes`` for a shard."""
         scores = columns.column("nsfw_score").combine_chunks()
-        verdict = pc.if_else(scores.is_null(), "not_scored", nsfw_verdict(scores, self.config.max_score))
+        errors = pc.fill_null(columns.column("decode_error").combine_chunks(), "not_scored")
+        verdict = pc.if_else(scores.is_null(), errors, nsfw_verdict(scores, self.config.max_score))
         return _only_kept(verdict, kept, self.writes)
 
 

@@ -14,6 +14,7 @@ class MeanColour:
 
     batch_size = 2
     dim = 3
+    short_px = 8
 
     def prepare(self, rgb_HW3):
         return rgb_HW3

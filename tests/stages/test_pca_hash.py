@@ -1,26 +1,33 @@
+import io
+import os
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import PcaHashConfig
-from curation.errors import CorruptError, DimensionError
+from curation.config import ImagesConfig, PcaHashConfig, parse
+from curation.errors import ConfigError, CorruptError, DimensionError, UsageError
+from curation.images import decode
 from curation.stage import ImageRow
-from curation.stages.pca_hash import NUM_BITS, PcaHash, PcaHashStage, fit, grey_thumbnail
+from curation.stages.pca_hash import NUM_BITS, PcaHash, PcaHashStage, default_pca, fit, fit_model, quantised
+from curation.stages.small_grey import grey_thumbnail, small_grey
 
 skimage_data = pytest.importorskip("skimage.data")
 SIDE_PX = 32
 
 
-def crops(count, seed=0):
-    """Return so many crops of real photos."""
+def crops(count, seed=0, sides=(120, 260)):
+    """Return so many square crops of real photos."""
     rng = np.random.default_rng(seed)
     photos = [skimage_data.astronaut(), skimage_data.coffee(), skimage_data.chelsea(), skimage_data.rocket()]
     found = []
     for index in range(count):
         photo = photos[index % len(photos)]
-        side = int(rng.integers(120, 260))
+        side = int(rng.integers(*sides))
         top, left = rng.integers(0, photo.shape[0] - side), rng.integers(0, photo.shape[1] - side)
         found.append(photo[top : top + side, left : left + side])
     return found
@@ -74,7 +81,7 @@ def test_the_fit_does_not_depend_on_the_order_of_the_sample(fitted):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 10, 64])
 def test_small_samples_still_tell_images_apart(count):
-    pca = fit(greys(crops(count, seed=5)) if count else np.empty((0, SIDE_PX**2), np.uint8))
+    pca = fit(greys(crops(count, seed=5)) if count else np.empty((0, SIDE_PX**2), np.uint16))
     hashes = pca(greys(crops(60, seed=9)))
 
     np.testing.assert_allclose(pca.components_KD @ pca.components_KD.T, np.eye(NUM_BITS), atol=1e-9)
@@ -149,8 +156,136 @@ def test_the_stage_writes_its_column_and_refuses_another_picture_size(fitted):
         fit(np.zeros((3, 64), np.uint8))
 
 
-def test_a_thumbnail_averages_what_is_finer_than_its_pixels():
-    y, x = np.mgrid[0:256, 0:320]
-    checkers = np.repeat(((x + y) % 2 * 200).astype(np.uint8)[:, :, None], 3, axis=2)
+def jpeg(rgb, quality=90, scale=1.0):
+    image = Image.fromarray(rgb)
+    if scale != 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
 
-    assert np.abs(grey_thumbnail(checkers, 32).astype(int) - 100).max() <= 2
+
+EDITS = [
+    *({"quality": quality} for quality in (75, 80, 85, 90, 95)),
+    *({"scale": scale, "quality": quality} for scale in (0.98, 1.02) for quality in (75, 90, 95)),
+]
+
+
+def criteria(files, pca):
+    """Shares of edited files with an equal hash and with one within a bit, and the least distance of two files."""
+
+    def hashes(files):
+        return pca(np.stack([small_grey(data, ImagesConfig(), SIDE_PX).ravel() for data in files]))
+
+    originals = hashes(files)
+    decoded = [decode(data, ImagesConfig()) for data in files]
+    edited = np.stack([hashes([jpeg(rgb, **edit) for rgb in decoded]) for edit in EDITS])
+    assert (hashes(list(files)) == originals).all()
+    distances = np.bitwise_count(originals ^ edited)
+    others = np.bitwise_count(originals[:, None] ^ originals) + 64 * np.eye(len(originals), dtype=int)
+    return (distances == 0).mean(), (distances <= 1).mean(), int(others.min())
+
+
+@pytest.mark.parametrize("kind", ["fit", "default"])
+def test_mild_edits_of_photos_meet_the_criteria(kind):
+    files = [jpeg(rgb) for rgb in crops(60, seed=3, sides=(256, 300))]
+    sample = np.stack([small_grey(jpeg(rgb), ImagesConfig(), SIDE_PX).ravel() for rgb in crops(300, seed=4)])
+
+    pca = fit(sample) if kind == "fit" else default_pca(SIDE_PX)
+    exact, within_1, _ = criteria(files, pca)  # crops of one photo may be near each other
+    assert exact >= 0.88
+    assert within_1 >= 0.97
+    assert criteria(files[:4], pca)[2] > 1
+
+
+@pytest.mark.shared_data
+@pytest.mark.parametrize("kind", ["fit", "default"])
+def test_mild_edits_of_a_thousand_photos_meet_the_criteria(kind):
+    folder = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (folder / "photos.parquet").exists():
+        pytest.skip(f"{folder} has no photos.parquet; set CURATION_TEST_DATA")
+    photos = [row["bytes"] for row in pq.read_table(folder / "photos.parquet", columns=["image"])["image"].to_pylist()]
+    sample = np.stack([small_grey(data, ImagesConfig(), SIDE_PX).ravel() for data in photos])
+    pca = fit(sample) if kind == "fit" else default_pca(SIDE_PX)
+    hashes = pca(sample)
+
+    distances = np.bitwise_count(hashes[:, None] ^ hashes) + 64 * np.eye(len(photos), dtype=int)
+    assert distances.min() > 1
+    exact, within_1, _ = criteria(photos[::5], pca)
+    assert exact >= 0.88
+    assert within_1 >= 0.97
+
+
+def test_a_jpeg_has_one_hash_whoever_decodes_it(fitted):
+    stage = PcaHashStage(fitted, PcaHashConfig(side_px=SIDE_PX))
+    data = jpeg(crops(1)[0])
+
+    alone = stage([stage.prepare(ImageRow(0, "id", data, None))])
+    shared = stage([stage.prepare(ImageRow(0, "id", data, decode(data, ImagesConfig())))])
+    assert not stage.reads_pixels
+    assert alone["pca_hash"].equals(shared["pca_hash"])
+
+
+@pytest.mark.parametrize("method", ["phash", "dhash", "whash"])
+def test_the_other_methods_are_those_of_imagehash(method):
+    imagehash = pytest.importorskip("imagehash")
+    stage = PcaHashStage(default_pca(SIDE_PX), PcaHashConfig(method=method))
+    images = [*crops(3), crops(1)[0][:5, :7]]
+
+    columns = stage([stage.prepare(ImageRow(row, "id", b"", rgb)) for row, rgb in enumerate(images)])
+
+    expected = [int(str(getattr(imagehash, method)(Image.fromarray(rgb))), 16) for rgb in images]
+    assert columns["pca_hash"].to_pylist() == expected
+    assert columns["pca_hash"].type == pa.uint64()
+    assert stage.reads_pixels
+
+
+class Features:
+    """An encoder with given features for pictures of one colour."""
+
+    batch_size = 4
+    dim = 70
+
+    def __init__(self, features_ND):
+        self.features_ND = features_ND
+
+    def prepare(self, rgb_HW3):
+        return rgb_HW3[0, 0, 0]
+
+    def __call__(self, batch):
+        return self.features_ND[list(batch)]
+
+
+def test_features_of_a_model_are_hashed_and_missing_ones_have_no_hash():
+    features = np.random.default_rng(0).standard_normal((100, 70)).astype(np.float32)
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    pca = fit_model(quantised(features))
+    expected = pca(quantised(features))
+    features[2] = np.nan
+    stage = PcaHashStage(pca, PcaHashConfig(features="model"), encoder=Features(features))
+    pictures = [np.full((4, 4, 3), number, np.uint8) for number in range(4)]
+
+    columns = stage([stage.prepare(ImageRow(row, "id", b"", rgb)) for row, rgb in enumerate(pictures)])
+
+    assert columns["pca_hash"].to_pylist() == [expected[0], expected[1], None, expected[3]]
+    assert 20 < np.bitwise_count(expected[:, None] ^ expected)[np.triu_indices(100, 1)].mean() < 44
+    with pytest.raises(UsageError, match="encoder"):
+        PcaHashStage(pca, PcaHashConfig(features="model"))
+    with pytest.raises(DimensionError):
+        PcaHashStage(default_pca(SIDE_PX), PcaHashConfig(features="model"), encoder=Features(features))
+    with pytest.raises(DimensionError, match="64 principal"):
+        fit_model(np.zeros((5, 64), np.int16))
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"method": "phash", "pca": "default"}, "belong to method pca"),
+        ({"method": "dhash", "features": "model"}, "belong to method pca"),
+        ({"features": "model", "pca": "default"}, "default PCA is of pixels"),
+        ({"hamming_radius": 9}, "at most 8"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(settings, reason):
+    with pytest.raises(ConfigError, match=reason):
+        parse(PcaHashConfig, settings, "run.yaml")

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from curation.config import ImagesConfig, PcaHashConfig
-from curation.stages.pca_hash import PcaHash
+from curation.errors import UsageError
+from curation.stages.pca_hash import PcaHash, default_pca
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
 
 
@@ -60,4 +61,45 @@ def test_a_smaller_sample_is_another_fit(pool, in_memory, reduce):
 def test_an_empty_pool_has_a_hash_all_the_same(in_memory, reduce):
     fitted(reduce, in_memory({"pool": []}, 2))
 
-    assert PcaHash.load(reduce.scratch / PCA_FILE).side_px == 9
+    assert PcaHash.load(reduce.scratch / PCA_FILE).dim == 81
+
+
+@pytest.mark.parametrize("settings", [{"pca": "default"}, {"method": "phash"}])
+def test_the_default_pca_needs_no_image(settings, in_memory, image, reduce):
+    unread = [image(1, image_id="0" * 32)]  # has no data at all
+    fitted(reduce, in_memory({"pool": unread}), **settings)
+
+    assert (PcaHash.load(reduce.scratch / PCA_FILE).components_KD == default_pca(9).components_KD).all()
+
+
+class MeanColours:
+    """An encoder with 75 features: means of 5 x 5 tiles, centred and normalised; none for a flat picture."""
+
+    batch_size = 8
+    dim = 75
+
+    def prepare(self, rgb_HW3):
+        return np.asarray(Image.fromarray(rgb_HW3).resize((5, 5), Image.Resampling.BOX))
+
+    def __call__(self, batch):
+        assert 0 < len(batch) <= self.batch_size
+        x_BD = np.stack(batch).reshape(len(batch), -1).astype(np.float32)
+        x_BD -= x_BD.mean(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            return x_BD / np.linalg.norm(x_BD, axis=1, keepdims=True)
+
+
+def test_an_encoder_is_fitted_on_the_same_sample_whatever_the_shards(pool, in_memory, reduce, sharding):
+    def fitted_model(inputs):
+        config = PcaHashConfig(features="model", sample_size=80)
+        reduce(PcaHashFit(config, ImagesConfig(min_side_px=8), 0, MeanColours()), inputs)
+        return (reduce.scratch / PCA_FILE).read_bytes()
+
+    expected = fitted_model(in_memory({"pool": pool}))
+    assert PcaHash.load(reduce.scratch / PCA_FILE).dim == 75
+    assert fitted_model(in_memory({"pool": pool}, **sharding)) == expected
+
+
+def test_features_of_a_model_need_one():
+    with pytest.raises(UsageError, match="encoder"):
+        PcaHashFit(PcaHashConfig(features="model"), ImagesConfig(), 0)

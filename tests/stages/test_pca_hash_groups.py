@@ -145,3 +145,50 @@ def test_thirty_thousand_urls_of_one_image_are_one_list(image, in_memory, reduce
     verdicts = reduce(PcaHashGroups(), in_memory({"pool": rows}, num_shards=7, shuffled=1))["pool"]
 
     assert verdicts[rows[0]["url"]]["urls"] == [row["url"] for row in rows]
+
+
+@pytest.fixture(scope="session")
+def chains(image):
+    """600 images whose hashes are 40 random ones with up to 3 bits changed, one after the other."""
+    random = np.random.default_rng(3)
+    hashes = random.integers(0, 2**64, 40, dtype=np.uint64).tolist()
+    rows = []
+    for number in range(600):
+        bits = hashes[number % 40]
+        for _ in range(int(random.integers(4))):
+            bits ^= 1 << int(random.integers(64))
+        hashes[number % 40] = bits
+        rows.append(image(number, width=int(random.integers(10, 20)), pca_hash=bits, kept=bool(random.random() < 0.95)))
+    return rows
+
+
+def obvious_components(rows, radius):
+    """Names of images by component, the slow way."""
+    groups = []
+    for row in rows:
+        near = [
+            group for group in groups if any((row["pca_hash"] ^ x["pca_hash"]).bit_count() <= radius for x in group)
+        ]
+        groups = [group for group in groups if group not in near] + [[row, *(x for group in near for x in group)]]
+    return groups
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2, 8])
+def test_a_component_of_near_hashes_keeps_its_best_image(radius, chains, in_memory, reduce):
+    verdicts = reduce(PcaHashGroups(hamming_radius=radius), in_memory({"pool": chains}, num_shards=2))["pool"]
+
+    for group in obvious_components([row for row in chains if row["kept"]], radius):
+        best, *others = sorted(group, key=lambda row: (-row["width"], row["image_id"]))
+        assert verdicts[best["url"]]["reject_reason"] is None
+        for row in others:
+            verdict = verdicts[row["url"]]
+            assert (verdict["reject_reason"], verdict["duplicate_of"]) == ("hash_duplicate", best["image_id"])
+
+
+def test_near_hashes_are_grouped_alike_in_any_shards_and_buckets(chains, in_memory, reduce, sharding):
+    expected = reduce(PcaHashGroups(hamming_radius=2), in_memory({"pool": chains, "seeds/some": chains[:50]}))
+
+    inputs = in_memory({"pool": chains, "seeds/some": chains[:50]}, **sharding)
+    assert reduce(PcaHashGroups(20, hamming_radius=2), inputs) == expected
+    eight = in_memory({"pool": chains, "seeds/some": chains[:50]}, num_shards=8)
+    assert reduce(PcaHashGroups(hamming_radius=2), eight) == expected

@@ -8,7 +8,8 @@ from curation.stages.verdicts import FacesVerdict, NsfwVerdict
 
 
 def scores(*values):
-    return pa.table([pa.array(values, pa.float32())], schema=schema.NSFW.schema)
+    errors = pa.nulls(len(values), pa.string())
+    return pa.table([pa.array(values, pa.float32()), errors], schema=schema.NSFW.schema)
 
 
 def test_a_score_at_the_threshold_is_rejected_and_one_below_it_is_not():
@@ -30,7 +31,9 @@ def test_what_was_rejected_before_is_left_to_that_verdict():
 def test_chunks_make_no_difference(num_chunks):
     parts = pa.chunked_array([pa.array([0.9, 0.1], pa.float32())] * num_chunks, pa.float32())
 
-    table = NsfwVerdict(NsfwConfig())(pa.table([parts], names=["nsfw_score"]), np.ones(2 * num_chunks, bool))
+    columns = pa.table([parts, pa.nulls(2 * num_chunks, pa.string())], names=["nsfw_score", "decode_error"])
+
+    table = NsfwVerdict(NsfwConfig())(columns, np.ones(2 * num_chunks, bool))
 
     assert table.column("reject_reason").to_pylist() == ["nsfw", None] * num_chunks
 
@@ -47,3 +50,9 @@ def test_an_image_that_is_not_stored_is_rejected_for_what_went_wrong(table):
 
     assert found.schema == schema.FACES_VERDICT.schema
     assert found.column("reject_reason").to_pylist() == [None, "truncated", "discarded", None]
+
+
+def test_an_image_that_does_not_decode_is_rejected_for_that():
+    table = pa.table([pa.nulls(1, pa.float32()), pa.array(["truncated"])], schema=schema.NSFW.schema)
+
+    assert NsfwVerdict(NsfwConfig())(table, np.ones(1, bool)).column(0).to_pylist() == ["truncated"]

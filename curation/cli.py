@@ -12,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -69,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     if redo and not _agreed(redo_cost(context, plan, redo, options.stage), options.yes):
         return 1
     request = Request(options.stage, options.only, redo, options.refit)
-    with _interruptible(context), _runner(options) as runner, reporter(sys.stderr) as report:
+    with _interruptible(context), _runner(options, context) as runner, reporter(sys.stderr) as report:
         bring_up(context, plan, request, runner, report)
     published = publish(context)
     if published is not None and options.stage == "manifest":
@@ -108,17 +109,83 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
-def _models(options: argparse.Namespace) -> int:
-    from curation.errors import WeightsError
-    from curation.models.weights import registered, resolve
+def _audit(options: argparse.Namespace) -> int:
+    from curation.pipelines.audit import audit
 
-    for entry in registered():
-        try:
-            where = str(resolve(entry.name, (entry.license,)).path)
-        except WeightsError as error:
-            where = f"missing: {error}"
-        print(f"{entry.name:<20} {entry.role:<8} {entry.license:<32} {where}")
+    context, _ = _open(options)
+    found = audit(context, options.weights, options.min_side_px)
+    share = found.num_found_again / max(1, found.num_hidden)
+    print(f"images that had a face        {found.num_images}")
+    print(f"faces hidden, >= {options.min_side_px:g} px        {found.num_hidden}")
+    print(f"of these found again          {found.num_found_again} ({share:.2%})")
+    print(f"detections in these images    {found.num_detections}")
+    print(f"stored bytes that no row owns {found.num_unsafe}")
+    return 0 if found.num_found_again == 0 and found.num_unsafe == 0 else 1
+
+
+def _models_list(options: argparse.Namespace) -> int:
+    from curation.models.weights import locate, registered
+
+    found = [(entry, locate(entry)) for entry in registered()]
+    if getattr(options, "json", False):
+        rows = [
+            {
+                "name": entry.name,
+                "role": entry.role,
+                "license": entry.license,
+                "non_commercial": entry.non_commercial,
+                "citation": entry.citation,
+                "url": entry.url or None,
+                "state": where.state,
+                "path": None if where.path is None else str(where.path),
+            }
+            for entry, where in found
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for entry, where in found:
+        print(f"{entry.name:<20} {entry.role:<6} {entry.license:<30} {where.state:<13} {where.path or where.advice}")
     return 0
+
+
+def _models_fetch(options: argparse.Namespace) -> int:
+    from curation.download_progress import download_reporter
+    from curation.errors import WeightsError
+    from curation.models.weights import fetch, locate, registered
+
+    names, failed = [options.name], False
+    if options.name == "all":
+        if options.sha256 or options.trust_first_download:
+            raise UsageError("--sha256 and --trust-first-download are for one name")
+        states = {entry.name: locate(entry) for entry in registered()}
+        names = [name for name, where in states.items() if where.state in ("installed", "cached", "not fetched")]
+        for name in states.keys() - set(names):
+            print(f"curate: weights {name} skipped: {states[name].advice}", file=sys.stderr)
+    for name in names:
+        try:
+            with download_reporter(sys.stderr) as progress:
+                weights = fetch(
+                    name,
+                    options.accept_license,
+                    sha256=options.sha256 or "",
+                    trust_first_download=options.trust_first_download,
+                    progress=progress,
+                )
+        except WeightsError as error:
+            failed = True
+            print(_prefixed(str(error)), file=sys.stderr)
+        else:
+            print(f"{weights.name}  {weights.sha256}  {weights.path}", flush=True)
+    return 1 if failed else 0
+
+
+def _models_verify(options: argparse.Namespace) -> int:
+    from curation.models.verify import verify
+
+    results = verify(options.name)
+    for result in results:
+        print(f"{'ok' if result.ok else 'BAD':<4} {result.name}  {result.detail}")
+    return 0 if results and all(result.ok for result in results) else 1
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -218,26 +285,23 @@ def _interruptible(context: "Context") -> _Stop:
     return stop
 
 
-class _runner:  # noqa: N801  # reads as a function where it is used
-    """The runner that the options ask for; leaves a Ray cluster when done."""
+@contextmanager
+def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner]":
+    """Yield the runner that the options ask for; its workers or its cluster end with the block."""
+    if options.ray_address is not None or options.runner == "ray":
+        from curation.pipelines.ray_runner import RayRunner
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._close: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> "Runner":
-        if self._options.ray_address is not None or self._options.runner == "ray":
-            from curation.pipelines.ray_runner import RayRunner
-
-            ray_runner = RayRunner(self._options.ray_address)
-            self._close = ray_runner.close
-            return ray_runner
+        with closing(RayRunner(options.ray_address)) as ray_runner:
+            yield ray_runner
+    elif options.runner == "threads" or context.run.url.startswith("memory:"):
         from curation.pipelines.local_runner import LocalRunner
 
-        return LocalRunner(self._options.workers)
+        yield LocalRunner(options.workers)
+    else:
+        from curation.pipelines.process_runner import ProcessRunner
 
-    def __exit__(self, *error: object) -> None:
-        self._close()
+        with closing(ProcessRunner(options.workers)) as process_runner:
+            yield process_runner
 
 
 def _agreed(costs: Sequence[str], yes: bool) -> bool:
@@ -310,9 +374,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do a finished stage again")
     run.add_argument("--yes", action="store_true", help="agree to what --redo costs")
     run.add_argument("--refit", action="store_true", help="fit PCA and centroids again; what used them becomes stale")
-    run.add_argument("--runner", choices=("local", "ray"), default="local", help="threads of this process, or Ray")
+    run.add_argument(
+        "--runner",
+        choices=("local", "threads", "ray"),
+        default="local",
+        help="processes of this machine, threads of this process (for debugging), or Ray",
+    )
     run.add_argument("--ray-address", help="join this Ray cluster (auto, or ray://host:10001); implies --runner ray")
-    run.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time (local runner)")
+    run.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time, here")
     _add_set(run)
 
     status = _command(commands, "status", _status, "what is done, stale and left; rows kept and rejected by reason")
@@ -322,11 +391,18 @@ def _parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", _report, "write report.html into the run and print its path")
     report.add_argument("--run", required=True, help="folder or URL of the run")
 
+    audit = _command(commands, "audit", _audit, "search the stored images for faces again; 1 if anything is found")
+    audit.add_argument("--run", required=True, help="folder or URL of the run")
+    audit.add_argument("--weights", help="another detector than the run's: a name of `curate models list`, or a path")
+    audit.add_argument(
+        "--min-side-px", type=float, default=20.0, help="smaller faces do not count (default: %(default)s)"
+    )
+
     config = _command(commands, "config", _config, "check settings and print them with every default")
     config.add_argument("--config", required=True, help="settings (YAML)")
     _add_set(config)
 
-    _command(commands, "models", _models, "list weights: what for, licence, where they are")
+    _add_models(commands)
 
     train = _command(commands, "train", _train, "train DINOv2 on a manifest")
     train.add_argument("--manifest", required=True, help="manifest.parquet, or the run's folder")
@@ -351,6 +427,24 @@ def _command(
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_models(commands: Any) -> None:
+    models = _command(commands, "models", _models_list, "list, fetch and verify model weights")
+    actions = models.add_subparsers(title="commands", metavar="COMMAND")
+    listing = _command(actions, "list", _models_list, "what there is: what for, licence, where it is")
+    listing.add_argument("--json", action="store_true", help="as JSON, with citations and URLs")
+    fetch = _command(actions, "fetch", _models_fetch, "download what is pinned, checked and resumed")
+    fetch.add_argument("name", help="a name of `curate models list`, all, or https://…#sha256=HEX")
+    fetch.add_argument("--sha256", metavar="HEX", help="pin this digest for a name that has none")
+    fetch.add_argument(
+        "--trust-first-download", action="store_true", help="pin what arrives for a name that has no digest"
+    )
+    fetch.add_argument(
+        "--accept-license", action="append", default=[], metavar="ID", help="accept a non-commercial licence"
+    )
+    verify = _command(actions, "verify", _models_verify, "hash what is here again, and look into the files")
+    verify.add_argument("name", nargs="*", help="names or paths; default: everything that is here")
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:

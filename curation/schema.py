@@ -77,7 +77,7 @@ FETCH = Table(
 )
 PCA_HASH = Table("pca_hash", pa.schema([PCA_HASH_BITS]))
 PCA_HASH_VERDICT = Table("pca_hash_verdict", pa.schema([REJECT_REASON, DUPLICATE_OF, URLS]))
-NSFW = Table("nsfw", pa.schema([NSFW_SCORE]))
+NSFW = Table("nsfw", pa.schema([NSFW_SCORE, DECODE_ERROR]))
 NSFW_VERDICT = Table("nsfw_verdict", pa.schema([REJECT_REASON]))
 FACES = Table(
     "faces",
@@ -149,6 +149,7 @@ IMAGE_REASONS = frozenset(
         "not_an_image",  # content is none of the allowed formats
         "truncated",  # ends before its pixels do
         "undecodable",  # right format, broken content
+        "crashes_decoder",  # kills the process that decodes it
         "too_many_pixels",
         "too_large",  # bytes
         "too_small",  # a side under the minimum

@@ -44,6 +44,7 @@ class ImageStage(Protocol):
     version: ClassVar[int]  # raise when the output for the same input changes
     writes: Table
     batch_size: int
+    min_side_px: int | None  # short side that it resizes images to; None: it needs all pixels
 
     def prepare(self, image: ImageRow) -> Any:
         """Return what one image contributes to a batch; called from several threads."""

@@ -32,7 +32,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.errors import CorruptError, DiskFullError, StoreError, UsageError
+from curation.errors import CorruptError, DiskFullError, LeaseError, StoreError, UsageError
 from curation.fingerprint import content_digest
 from curation.lease import Lease
 
@@ -74,6 +74,7 @@ class Run:
             raise UsageError(f"{url}: cannot be opened: {error}") from error
         # Workers start in folders of their own: a relative path would be another one there.
         self.url = self.root if "file" in _protocols(self.fs) else str(url)
+        self.fence = ""  # token of the lease under which this process writes; handed on to workers
 
     # -- plain files ------------------------------------------------------------------------------------------------
 
@@ -178,7 +179,22 @@ class Run:
                 lease = stack.enter_context(Lease(self))
             except OSError as error:
                 raise StoreError(f"{self.url}: cannot be written: {error.strerror or error}") from error
-            yield lease
+            self.fence = lease.token
+            try:
+                yield lease
+            finally:
+                self.fence = ""
+
+    def _check_fence(self) -> None:
+        """Refuse to commit once somebody else has the lease: they may have cleared up what a marker would name."""
+        if not self.fence:
+            return
+        try:
+            token = json.loads(self.read_bytes("lease.json")).get("token")
+        except (FileNotFoundError, ValueError):
+            token = None
+        if token != self.fence:
+            raise LeaseError(f"{self.url}: another process has taken this run over; this one stops")
 
     # -- shards -----------------------------------------------------------------------------------------------------
 
@@ -226,7 +242,12 @@ class Run:
         return made
 
     def write_marker(self, collection: str, step: str, shard: int, marker: Marker) -> None:
-        """Write a shard's marker."""
+        """Write a shard's marker.
+
+        Raises:
+            LeaseError: If the lease is no longer this writer's.
+        """
+        self._check_fence()
         self.write_bytes(_marker_path(collection, step, shard), json.dumps(asdict(marker), sort_keys=True).encode())
 
     def read_table(self, collection: str, step: str, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -273,6 +294,7 @@ class Run:
             with self.create(stored[name]) as stream, source.open("rb") as data:
                 shutil.copyfileobj(data, stream, 1 << 20)
         made = Marker(**{**asdict(marker), "files": stored})
+        self._check_fence()
         self.write_bytes(f"artefacts/{step}.json", json.dumps(asdict(made), sort_keys=True).encode())
         return made
 

@@ -12,9 +12,8 @@ from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import Assessed, assess, collections
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
-from curation.pipelines.ingest import crawl_marker
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.work import Done, Unit
+from curation.pipelines.units import Done, Unit, crawl_marker
 
 
 class Runner(Protocol):
@@ -211,10 +210,37 @@ def _bring_up_step(
     num_rows = sum(found.num_rows for found in pending)
     on_event(StepStarted(step, len(pending), num_rows, len(assessed) - len(pending)))
     anew = step.stage in request.redo
-    for done in runner.run(context, plan, step, [replace(found.unit, anew=anew) for found in pending]):
+    shared = _shared_passes(context, plan, step, request)
+    units = [
+        replace(
+            unit,
+            anew=anew,
+            with_steps=tuple(name for name, places in shared.items() if (unit.collection, unit.shard) in places),
+        )
+        for unit in (found.unit for found in pending)
+    ]
+    for done in runner.run(context, plan, step, units):
         on_event(done)
     if not context.should_stop():
         on_event(StepEnded(step, False, time.monotonic() - start))
+
+
+def _shared_passes(
+    context: Context, plan: Plan, step: Step, request: Request
+) -> dict[str, set[tuple[str, int | None]]]:
+    """Return, for each later image step of the request that can share this one's pass, the shards that lack it."""
+    wanted = {other.name for other in plan.through(request.stage)}
+    return {
+        name: {
+            (found.unit.collection, found.unit.shard)
+            for found in assess(context, plan, plan.step(name))
+            if found.state == "left"
+            and found.unit.shard is not None
+            and has_raw(context, found.unit.collection, found.unit.shard)
+        }
+        for name in step.shares_pass
+        if name in wanted
+    }
 
 
 def _is_pending(

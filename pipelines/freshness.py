@@ -1,14 +1,14 @@
 """Which units of a step are finished, stale or left, and why."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
-from curation.pipelines.ingest import crawl_marker
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.work import Unit, shard_markers
+from curation.pipelines.units import Unit, crawl_marker, shard_markers
+from curation.schema import Table
 from curation.store import Marker
 
 State = Literal["done", "left", "stale", "uncovered"]
@@ -51,22 +51,47 @@ def collections(context: Context, step: Step) -> list[str]:
     return [collection for kind in step.collections for collection in context.collections(kind)]
 
 
+def shard_unit(context: Context, plan: Plan, step: Step, collection: str, shard: int) -> Unit:
+    """Return the unit of a step on one shard, with the causes as they are now."""
+    fixed = _fixed_inputs(context, step) | {"settings": fingerprint(step.settings(context.config, collection))}
+
+    def markers(tables: Sequence[Table]) -> dict[str, Marker | None]:
+        existing = step.existing(tables, collection, plan)
+        return {table.name: context.run.marker(collection, table.name, shard) for table in existing}
+
+    return _unit(step, collection, shard, fixed, markers(step.reads), markers(step.after))
+
+
+def _unit(
+    step: Step,
+    collection: str,
+    shard: int,
+    fixed: Mapping[str, str],
+    reads: Mapping[str, Marker | None],
+    after: Mapping[str, Marker | None],
+) -> Unit:
+    covers = ""
+    shaping = dict(reads)
+    if step.kind == "images":
+        covers = fingerprint({name: _digest(marker) for name, marker in after.items()})
+    else:  # a verdict on kept rows depends on which rows were kept
+        shaping |= after
+    inputs = dict(fixed) | {f"table {name}": _digest(marker) for name, marker in sorted(shaping.items())}
+    return Unit(step.name, collection, shard, inputs, covers)
+
+
 def _shards(context: Context, plan: Plan, step: Step, collection: str, fixed: dict[str, str]) -> Iterator[Assessed]:
     run = context.run
     reads = {table.name: run.markers(collection, table.name) for table in step.existing(step.reads, collection, plan)}
     after = {table.name: run.markers(collection, table.name) for table in step.existing(step.after, collection, plan)}
     made = run.markers(collection, step.name)
-    if step.kind == "map":  # a verdict on kept rows only depends on which rows were kept
-        reads |= after
     for shard, links in shard_markers(context, collection).items():
-        inputs = fixed | {f"table {name}": _digest(markers.get(shard)) for name, markers in sorted(reads.items())}
-        covers = ""
-        if step.kind == "images":
-            covers = fingerprint({name: _digest(markers.get(shard)) for name, markers in after.items()})
-        found = _assessed(Unit(step.name, collection, shard, inputs, covers), made.get(shard), links.num_rows)
+        here = [{name: markers.get(shard) for name, markers in tables.items()} for tables in (reads, after)]
+        unit = _unit(step, collection, shard, fixed, *here)
         marker = made.get(shard)
-        if found.state == "done" and step.kind == "images" and marker is not None and marker.covers != covers:
-            found = Assessed(found.unit, "uncovered", (), links.num_rows)
+        found = _assessed(unit, marker, links.num_rows)
+        if found.state == "done" and step.kind == "images" and marker is not None and marker.covers != unit.covers:
+            found = Assessed(unit, "uncovered", (), links.num_rows)
         yield found
 
 

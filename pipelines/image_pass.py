@@ -1,7 +1,8 @@
-"""One image step on one shard: read what rows lack, decode in threads, run the stage in batches, commit.
+"""One pass over the images of a shard: read and decode each once, for all image steps that lack it, and commit.
 
 Rows that an earlier verdict rejects are not worked on; their features are null until a moved threshold keeps them, and
-then only theirs are computed.
+then only theirs are computed. Where several steps share a pass, each has a table and a marker of its own: killed in
+between, those that are committed stay.
 """
 
 import time
@@ -9,114 +10,239 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
+from curation.crashes import watch
 from curation.crawl import fetch as fetch_links
 from curation.errors import CorruptError, ImageError, StageError
 from curation.images import decode
 from curation.pipelines.context import Context
+from curation.pipelines.freshness import shard_unit
 from curation.pipelines.ingest import image_id, links_of
 from curation.pipelines.plan import Plan, Step
-from curation.stage import ImageRow, ImageStage
+from curation.pipelines.units import Unit
+from curation.stage import ImageRow, ImageStage, MapStage
 from curation.store import Marker
 from curation.tars import TarWriter
 
-if TYPE_CHECKING:
-    from curation.pipelines.work import Unit
+_HEADROOM = 2.0  # of reduced decoding: SSCD cosine with a full decode at least 0.99 (docs/images.md)
 
 
 @dataclass(frozen=True)
 class _Prepared:
+    """What a row contributes to a batch of each step, or why it cannot."""
+
     row: int
-    value: Any
-    error: str | None
+    values: Mapping[str, Any]
+    errors: Mapping[str, str]
 
 
-def run(context: Context, plan: Plan, step: Step, unit: "Unit") -> tuple[int, int]:
-    """Do a unit of an image step; return the rows of the shard and how many of them were computed."""
+@dataclass
+class _Part:
+    """One step of a pass.
+
+    Attributes:
+        step: The step.
+        stage: Its stage, loaded.
+        todo: Rows that it lacks.
+        old: Its table so far, to be kept; empty if there is none.
+        gate: Says of a batch of the step named first which rows may be stored.
+        rows: Rows worked on, in the order of ``tables``.
+        tables: Their columns, batch by batch.
+        tar: Where images are stored.
+        files: Paths for the marker.
+    """
+
+    step: Step
+    stage: ImageStage
+    todo: frozenset[int]
+    old: pa.Table
+    gate: tuple[str, MapStage] | None = None
+    rows: list[int] = field(default_factory=list)
+    tables: list[pa.Table] = field(default_factory=list)
+    tar: TarWriter | None = None
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def writes(self) -> pa.Schema:
+        """Columns of its table."""
+        return self.stage.writes.schema
+
+
+def run(context: Context, plan: Plan, step: Step, unit: Unit) -> tuple[int, int]:
+    """Do a unit of an image step and those that share its pass; return rows of the shard and how many were computed."""
     start = time.monotonic()
-    if unit.shard is None or step.writes is None:
-        raise StageError(step.stage, unit.shard, "is a step on shards that writes a table")
+    if unit.shard is None:
+        raise StageError(step.stage, None, "is a step on shards, but was given none")
     collection, shard, store = unit.collection, unit.shard, context.run
-    stage: ImageStage = context.once(f"stage:{step.name}", lambda: step.make(context))
     images = store.read_table(collection, "fetch", shard, ["image_id", "num_bytes", "raw_offset"])
-    needed = context.kept(collection, shard, images.num_rows, step.existing(step.after, collection, plan))
-    needed &= images.column("image_id").is_valid().to_numpy()
-    marker = store.marker(collection, step.name, shard)
-    writes_tar = "tar_offset" in stage.writes.schema.names
-    known = marker if marker is not None and marker.fingerprint == unit.fingerprint else None
-    if unit.anew or writes_tar:  # a tar is made whole: the new one replaces the old one
-        known = None
-    old = stage.writes.schema.empty_table()
-    if known is not None:
-        old = store.read_table(collection, step.name, shard)
-        needed &= ~_has_features(old)
-    todo = np.flatnonzero(needed)
-    if known is not None and not len(todo):
+    known = _known(context, unit)
+    first = _part(context, plan, step, unit, images, known)
+    if known is not None and not first.todo and not unit.with_steps:
         store.write_marker(collection, step.name, shard, Marker(**{**asdict(known), "covers": unit.covers}))
         return images.num_rows, 0
-    fields: dict[str, Any] = {"fingerprint": unit.fingerprint, "inputs": unit.inputs, "covers": unit.covers}
+    others = [_part(context, plan, plan.step(name), unit, images, None, first) for name in unit.with_steps]
+    parts = [first, *others]
+    rows = np.array(sorted(frozenset().union(*(part.todo for part in parts))), np.int64)
     with ExitStack() as stack:
-        tar = None
-        if writes_tar:
-            path = store.new_path(collection, "images", shard, "tar")
-            tar = stack.enter_context(TarWriter(stack.enter_context(store.create(path))))
-            fields["files"] = {"images": path}
-        source = encoded(context, step, collection, shard, todo)
-        rows, new = _compute(context, stage, source, images, tar)
-    table = _merge(stage.writes.schema, images.num_rows, old, rows, new)
-    store.commit(collection, step.name, shard, table, {**fields, "seconds": time.monotonic() - start})
-    if is_last_to_read_raw(step, collection):
+        for part in parts:
+            if "tar_offset" in part.writes.names:
+                part.files["images"] = store.new_path(collection, "images", shard, "tar")
+                part.tar = stack.enter_context(TarWriter(stack.enter_context(store.create(part.files["images"]))))
+        _compute(context, parts, encoded(context, step, collection, shard, rows), images.column("image_id"))
+    for part in parts:
+        _commit(context, plan, part, unit, images.num_rows, time.monotonic() - start)
+    return images.num_rows, len(rows)
+
+
+def _known(context: Context, unit: Unit) -> Marker | None:
+    """Return the marker of the table that is to be completed, or None if it is to be made whole."""
+    marker = context.run.marker(unit.collection, unit.step, unit.shard or 0)
+    if marker is None or marker.fingerprint != unit.fingerprint or unit.anew or "images" in marker.files:
+        return None  # a tar is made whole: the new one replaces the old one
+    return marker
+
+
+def _part(
+    context: Context,
+    plan: Plan,
+    step: Step,
+    unit: Unit,
+    images: pa.Table,
+    known: Marker | None,
+    first: _Part | None = None,
+) -> _Part:
+    """Return a step's part of a pass; ``first`` is the part that the pass is for, if it is another one."""
+    collection, shard = unit.collection, unit.shard or 0
+    stage: ImageStage = context.once(f"stage:{step.name}", lambda: step.make(context))
+    after = step.existing(step.after, collection, plan)
+    gate = None
+    if first is not None and step.gate:
+        verdict = plan.step(step.gate)
+        after = tuple(table for table in after if table.name != step.gate)
+        maker: MapStage = context.once(f"stage:{verdict.name}", lambda: verdict.make(context))
+        gate = (verdict.stage, maker)
+    needed = context.kept(collection, shard, images.num_rows, after)
+    needed &= images.column("image_id").is_valid().to_numpy()
+    old = stage.writes.schema.empty_table()
+    if known is not None:
+        old = context.run.read_table(collection, step.name, shard)
+        needed &= ~_has_features(old)
+    return _Part(step, stage, frozenset(np.flatnonzero(needed).tolist()), old, gate)
+
+
+def _commit(context: Context, plan: Plan, part: _Part, unit: Unit, num_rows: int, seconds: float) -> None:
+    """Commit a part's table; a step that only shares the pass gets its gate's verdict committed before."""
+    collection, shard = unit.collection, unit.shard or 0
+    mine = unit
+    if part.step.name != unit.step:
+        if part.gate is not None:
+            _commit_gate(context, plan, plan.step(part.step.gate), collection, shard)
+        mine = shard_unit(context, plan, part.step, collection, shard)
+    new = pa.concat_tables(part.tables) if part.tables else part.writes.empty_table()
+    table = _merge(part.writes, num_rows, part.old, part.rows, new)
+    marker = {
+        "fingerprint": mine.fingerprint,
+        "inputs": mine.inputs,
+        "covers": mine.covers,
+        "files": part.files,
+        "seconds": seconds,
+    }
+    context.run.commit(collection, part.step.name, shard, table, marker)
+    if is_last_to_read_raw(part.step, collection):
         forget_raw(context, collection, shard)
-    return images.num_rows, len(todo)
+
+
+def _commit_gate(context: Context, plan: Plan, verdict: Step, collection: str, shard: int) -> None:
+    unit = shard_unit(context, plan, verdict, collection, shard)
+    stage: MapStage = context.once(f"stage:{verdict.name}", lambda: verdict.make(context))
+    columns = context.run.read_table(collection, verdict.reads[0].name, shard)
+    kept = context.kept(collection, shard, columns.num_rows, verdict.existing(verdict.after, collection, plan))
+    marker = {"fingerprint": unit.fingerprint, "inputs": unit.inputs}
+    context.run.commit(collection, verdict.name, shard, stage(columns, kept), marker)
 
 
 def _compute(
-    context: Context, stage: ImageStage, source: Iterator[tuple[int, bytes]], images: pa.Table, tar: TarWriter | None
-) -> tuple[list[int], pa.Table]:
-    """Return the rows that were worked on and their columns of ``stage.writes``, in the same order."""
-    ids = images.column("image_id")
-    rows: list[int] = []
-    tables: list[pa.Table] = []
-    batch: list[_Prepared] = []
-
-    def flush() -> None:
-        good = [item for item in batch if item.error is None]
-        columns = dict(stage([item.value for item in good])) if good else {}
-        tables.append(_table(stage.writes.schema, columns, good, batch, ids, tar))
-        rows.extend(item.row for item in batch)
-        context.on_rows(len(batch))
-        batch.clear()
-
-    for item in _prepared(context, stage, source, ids):
+    context: Context, parts: Sequence[_Part], source: Iterator[tuple[int, bytes]], ids: pa.ChunkedArray
+) -> None:
+    """Fill the parts' rows and tables."""
+    size = max(part.stage.batch_size for part in parts if part.todo or part is parts[0])
+    chunk: list[_Prepared] = []
+    for item in _prepared(context, parts, source, ids):
         if context.should_stop():
             raise InterruptedError
-        batch.append(item)
-        if sum(entry.error is None for entry in batch) == stage.batch_size:
-            flush()
-    if batch:
-        flush()
-    return rows, pa.concat_tables(tables) if tables else stage.writes.schema.empty_table()
+        chunk.append(item)
+        if len(chunk) == size:
+            _flush(context, parts, chunk, ids)
+    if chunk:
+        _flush(context, parts, chunk, ids)
+
+
+def _flush(context: Context, parts: Sequence[_Part], chunk: list[_Prepared], ids: pa.ChunkedArray) -> None:
+    made: dict[str, pa.Table] = {}
+    for part in parts:
+        mine = [item for item in chunk if item.row in part.todo]
+        if part.gate is not None:
+            mine = _allowed(part.gate, made, chunk, mine)
+        tables = []
+        for start in range(0, len(mine), part.stage.batch_size):
+            batch = mine[start : start + part.stage.batch_size]
+            tables.append(_batch(part, batch, ids))
+        part.rows.extend(item.row for item in mine)
+        made[part.step.stage] = pa.concat_tables(tables) if tables else part.writes.empty_table()
+        part.tables.append(made[part.step.stage])
+    context.on_rows(len(chunk))
+    chunk.clear()
+
+
+def _allowed(
+    gate: tuple[str, MapStage], made: Mapping[str, pa.Table], chunk: Sequence[_Prepared], mine: list[_Prepared]
+) -> list[_Prepared]:
+    """Return those of the rows that the gate's verdict on this chunk lets pass."""
+    stage, verdict = gate
+    columns = made[stage]
+    if columns.num_rows != len(chunk):
+        raise StageError(stage, None, "decides on other rows than are to be stored")
+    reasons = verdict(columns, np.ones(columns.num_rows, bool)).column("reject_reason")
+    passed = {item.row for item, rejected in zip(chunk, reasons.is_valid().to_pylist(), strict=True) if not rejected}
+    return [item for item in mine if item.row in passed]
+
+
+def _batch(part: _Part, batch: Sequence[_Prepared], ids: pa.ChunkedArray) -> pa.Table:
+    name = part.step.name
+    good = [item for item in batch if name in item.values]
+    columns = dict(part.stage([item.values[name] for item in good])) if good else {}
+    errors = [item.errors.get(name) for item in batch]
+    rows = [item.row for item in batch]
+    return _table(part.writes, columns, [item.row for item in good], rows, errors, ids, part.tar)
 
 
 def _prepared(
-    context: Context, stage: ImageStage, source: Iterator[tuple[int, bytes]], ids: pa.ChunkedArray
+    context: Context, parts: Sequence[_Part], source: Iterator[tuple[int, bytes]], ids: pa.ChunkedArray
 ) -> Iterator[_Prepared]:
     """Decode and prepare in threads, a bounded number ahead, in the order of rows."""
     limits = context.config.images
+    guard = watch()
+    guard.refresh()
+    sides = [part.stage.min_side_px for part in parts]
+    min_side_px = None if None in sides else max(side for side in sides if side is not None)
 
     def prepare(row: int, data: bytes) -> _Prepared:
+        identity = ids[row].as_py()
+        names = [part.step.name for part in parts if row in part.todo]
         try:
-            rgb = decode(data, limits)
-            return _Prepared(row, stage.prepare(ImageRow(row, ids[row].as_py(), data, rgb)), None)
+            with guard.at_work(identity, data, limits):
+                rgb = decode(data, limits, min_side_px, _HEADROOM)
+                image = ImageRow(row, identity, data, rgb)
+                return _each(row, image, [part for part in parts if row in part.todo])
         except ImageError as error:
-            return _Prepared(row, None, error.reason)
+            return _Prepared(row, {}, dict.fromkeys(names, error.reason))
 
     ahead = limits.decode_threads * 2
     pending: deque[Future[_Prepared]] = deque()
@@ -132,35 +258,46 @@ def _prepared(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _each(row: int, image: ImageRow, parts: Sequence[_Part]) -> _Prepared:
+    values: dict[str, Any] = {}
+    errors: dict[str, str] = {}
+    for part in parts:
+        try:
+            values[part.step.name] = part.stage.prepare(image)
+        except ImageError as error:
+            errors[part.step.name] = error.reason
+    return _Prepared(row, values, errors)
+
+
 def _table(
     wanted: pa.Schema,
-    columns: Mapping[str, Any],
-    good: Sequence[_Prepared],
-    batch: Sequence[_Prepared],
+    columns: dict[str, Any],
+    good: Sequence[int],
+    batch: Sequence[int],
+    errors: Sequence[str | None],
     ids: pa.ChunkedArray,
     tar: TarWriter | None,
 ) -> pa.Table:
-    """Return the columns of a batch; an image that does not decode has nulls, and its reason if there is a place."""
-    columns = dict(columns)
+    """Return the columns of a batch of rows; a row that is not good has nulls, and its error if there is a place."""
     stored = columns.pop("stored", None)
     if tar is not None and stored is not None:
-        offsets = [tar.add(ids[item.row].as_py(), data, kind) for item, (data, kind) in zip(good, stored, strict=True)]
+        offsets = [tar.add(ids[row].as_py(), data, kind) for row, (data, kind) in zip(good, stored, strict=True)]
         columns |= {
             "tar_offset": offsets,
             "stored_bytes": [len(data) for data, _ in stored],
             "stored_format": [kind for _, kind in stored],
             "stored_id": [image_id(data) for data, _ in stored],
         }
-    place = {item.row: index for index, item in enumerate(good)}
-    take = pa.array([place.get(item.row) for item in batch], pa.int64())
+    place = {row: index for index, row in enumerate(good)}
+    take = pa.array([place.get(row) for row in batch], pa.int64())
     arrays = []
-    for field in wanted:
-        if field.name == "decode_error":
-            arrays.append(pa.array([item.error for item in batch], field.type))
-        elif field.name in columns:
-            arrays.append(_array(columns[field.name], field.type).take(take))
+    for column in wanted:
+        if column.name == schema.DECODE_ERROR.name:
+            arrays.append(pa.array(errors, column.type))
+        elif column.name in columns:
+            arrays.append(_array(columns[column.name], column.type).take(take))
         else:
-            arrays.append(pa.nulls(len(batch), field.type))
+            arrays.append(pa.nulls(len(batch), column.type))
     return pa.table(arrays, schema=wanted)
 
 
@@ -180,10 +317,10 @@ def _merge(wanted: pa.Schema, num_rows: int, old: pa.Table, rows: Sequence[int],
     place[list(rows)] = old.num_rows + np.arange(len(rows))
     indices = pa.array(place, mask=place < 0)
     arrays = []
-    for field in wanted:
-        chunks = [column for table in (old, new) for column in table.column(field.name).chunks]
-        both = pa.concat_arrays(chunks) if chunks else pa.array([], field.type)
-        arrays.append(both.take(indices) if len(both) else pa.nulls(num_rows, field.type))
+    for column in wanted:
+        chunks = [piece for table in (old, new) for piece in table.column(column.name).chunks]
+        both = pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+        arrays.append(both.take(indices) if len(both) else pa.nulls(num_rows, column.type))
     return pa.table(arrays, schema=wanted)
 
 

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,16 +18,9 @@ from curation.crawl.cut import cut
 from curation.errors import InputError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
+from curation.pipelines.units import Unit, crawl_marker
 from curation.store import Marker
 from curation.tars import TarWriter
-
-if TYPE_CHECKING:
-    from curation.pipelines.work import Unit
-
-
-def crawl_marker(collection: str) -> str:
-    """Return the name under which the crawl of a collection is recorded."""
-    return f"crawl.{collection.replace('/', '.')}"
 
 
 def inputs_of(config: RunConfig, collection: str) -> Sequence[InputConfig]:
@@ -38,7 +31,7 @@ def inputs_of(config: RunConfig, collection: str) -> Sequence[InputConfig]:
     return (config.seeds if kind == "seeds" else config.references)[name].inputs
 
 
-def crawl(context: Context, unit: "Unit") -> int:
+def crawl(context: Context, unit: Unit) -> int:
     """Read a collection's inputs, cut their links into shards and commit them; return the number of links.
 
     Raises:
@@ -86,7 +79,7 @@ def links_of(context: Context, collection: str, shard: int) -> list[Link]:
     return [Link(**{**row, "page_urls": tuple(row["page_urls"])}) for row in rows]
 
 
-def fetch(context: Context, unit: "Unit") -> int:
+def fetch(context: Context, unit: Unit) -> int:
     """Fetch a shard's links, check the images, and store them in its raw tar; return the number of rows.
 
     Reference images of local sets are checked but not copied.

@@ -1,4 +1,4 @@
-"""Run units in threads of this process: the default on one machine, and what tests and debuggers want.
+"""Run units in threads of this process: what tests, debuggers and runs in memory want.
 
 Models run on one thread each and are shared, so several shards keep all cores busy, and results are those of Ray.
 """
@@ -8,7 +8,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.work import Done, Unit, execute
+from curation.pipelines.units import Done, Unit
+from curation.pipelines.work import execute
 
 
 class LocalRunner:

@@ -85,25 +85,37 @@ def _hash() -> tuple[Step, ...]:
             "reduce",
             PcaHashFit.version,
             _POOL,
-            lambda context: PcaHashFit(context.config.pca_hash, context.config.images, context.config.seed),
+            _pca_hash_fit,
             reads=PcaHashFit.reads,
             after=_FETCHED,
             makes=(PCA_FILE,),
             fitted=True,
-            settings=lambda config, _: {"pca_hash": _plain(config.pca_hash), "seed": config.seed},
+            settings=lambda config, _: {
+                "pca_hash": _plain(config.pca_hash, "hamming_radius"),
+                "seed": config.seed,
+                **_hash_features(config),
+            },
+            weights=_hash_weights,
         ),
         Step(
             "pca_hash",
             "pca_hash",
             "images",
-            1,
+            2,
             _POOL,
             _pca_hash,
             reads=_FETCHED,
             after=_FETCHED,
             writes=schema.PCA_HASH,
             needs=("pca_hash_fit",),
-            settings=lambda config, _: {"side_px": config.pca_hash.side_px, "images": _limits(config)},
+            shares_pass=("nsfw", "faces"),
+            settings=lambda config, _: {
+                "method": config.pca_hash.method,
+                "side_px": config.pca_hash.side_px,
+                "images": _limits(config),
+                **_hash_features(config),
+            },
+            weights=_hash_weights,
         ),
         Step(
             "pca_hash_verdict",
@@ -111,10 +123,11 @@ def _hash() -> tuple[Step, ...]:
             "reduce",
             PcaHashGroups.version,
             _OURS,
-            lambda context: PcaHashGroups(),
+            lambda context: PcaHashGroups(hamming_radius=context.config.pca_hash.hamming_radius),
             reads=PcaHashGroups.reads,
             after=_FETCHED,
             writes=schema.PCA_HASH_VERDICT,
+            settings=lambda config, _: {"hamming_radius": config.pca_hash.hamming_radius},
         ),
     )
 
@@ -131,6 +144,7 @@ def _screen() -> tuple[Step, ...]:
             reads=_FETCHED,
             after=_FETCHED,
             writes=schema.NSFW,
+            shares_pass=("faces",),
             settings=lambda config, _: {"images": _limits(config)},
             weights=lambda config: (config.nsfw.weights,),
         ),
@@ -150,12 +164,13 @@ def _screen() -> tuple[Step, ...]:
             "faces",
             "faces",
             "images",
-            1,
+            2,
             _OURS,
             _faces,
             reads=_FETCHED,
             after=(schema.FETCH, schema.NSFW_VERDICT),
             writes=schema.FACES,
+            gate="nsfw_verdict",
             protected=True,
             settings=lambda config, _: {
                 "faces": _plain(config.faces),
@@ -183,7 +198,7 @@ def _deduplicate() -> tuple[Step, ...]:
             "sscd",
             "sscd",
             "images",
-            1,
+            2,
             _ALL,
             _sscd,
             reads=(schema.FETCH, schema.FACES),
@@ -222,7 +237,7 @@ def _select() -> tuple[Step, ...]:
             "embed",
             "embed",
             "images",
-            1,
+            2,
             _OURS,
             _embed,
             reads=(schema.FETCH, schema.FACES),
@@ -320,10 +335,31 @@ def _nothing(context: Context) -> None:
     return None
 
 
+def _pca_hash_fit(context: Context) -> PcaHashFit:
+    config = context.config
+    return PcaHashFit(config.pca_hash, config.images, config.seed, _hash_encoder(context))
+
+
 def _pca_hash(context: Context) -> Any:
     from curation.stages.pca_hash import PcaHash, PcaHashStage
 
-    return PcaHashStage(PcaHash.load(context.artefacts("pca_hash_fit") / PCA_FILE), context.config.pca_hash)
+    pca = PcaHash.load(context.artefacts("pca_hash_fit") / PCA_FILE)
+    return PcaHashStage(pca, context.config.pca_hash, context.config.images, _hash_encoder(context))
+
+
+def _hash_encoder(context: Context) -> Any:
+    """Return the encoder whose features are hashed, if a model's are."""
+    return _encoder(context, "pca_hash") if context.config.pca_hash.features == "model" else None
+
+
+def _hash_features(config: RunConfig) -> dict[str, Any]:
+    if config.pca_hash.features == "pixels":
+        return {"features": "pixels"}
+    return {"features": "model", "model": config.embed.model, "model_side_px": config.embed.side_px}
+
+
+def _hash_weights(config: RunConfig) -> tuple[str, ...]:
+    return _encoder_weights(config) if config.pca_hash.features == "model" else ()
 
 
 def _nsfw(context: Context) -> Any:
@@ -365,19 +401,23 @@ def _sscd(context: Context) -> Any:
 
 
 def _embed(context: Context) -> Any:
-    from curation.models.encoder import ImageEncoder  # takes torch and timm
     from curation.stages.embed import EmbedStage
 
+    return EmbedStage(_encoder(context, "embed"), context.config.embed)
+
+
+def _encoder(context: Context, stage: str) -> Any:
+    from curation.models.encoder import ImageEncoder  # takes torch and timm
+
     config = context.config.embed
-    encoder = ImageEncoder(
+    return ImageEncoder(
         config.model,
         None if config.weights == HUB else context.weights(config.weights),
         accept_licenses=context.config.accept_licenses,
         side_px=config.side_px,
         batch_size=config.batch_size,
-        device=context.device("embed"),
+        device=context.device(stage),
     )
-    return EmbedStage(encoder, config)
 
 
 def _manifest(context: Context) -> ManifestStage:

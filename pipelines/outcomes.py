@@ -8,7 +8,7 @@ import pyarrow as pa
 from curation import schema
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan
-from curation.pipelines.work import shard_markers
+from curation.pipelines.units import shard_markers
 
 OUTCOMES = pa.schema(
     [

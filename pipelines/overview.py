@@ -14,10 +14,10 @@ from curation.pipelines.components import components
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess
 from curation.pipelines.freshness import collections as collections_of
-from curation.pipelines.ingest import crawl_marker
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.seed_sets import seed_rows
 from curation.pipelines.tallies import steadily, tally
+from curation.pipelines.units import crawl_marker
 from curation.report.data import ReportData, WeightsUse
 from curation.report.html import render
 from curation.report.overview import ManifestOverview, Overview, StageOverview, StepOverview

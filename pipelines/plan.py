@@ -36,6 +36,9 @@ class Step:
         makes: Names of the artefacts that it leaves.
         fitted: Its artefacts are kept when inputs change, until ``--refit``.
         locations: Its output says where bytes lie, so it is stale when they move.
+        shares_pass: Later image steps of the same bytes: where a shard lacks them too, one read and one decode
+            serve all.
+        gate: The verdict that says of each image whether this step may store it, where both share a pass.
         protected: Never redone unless asked for, because its inputs are gone or cost other people something.
         settings: Settings that shape the output, as plain values, for a collection.
         weights: Names of the weights that shape the output.
@@ -56,6 +59,8 @@ class Step:
     makes: tuple[str, ...] = ()
     fitted: bool = False
     locations: bool = False
+    shares_pass: tuple[str, ...] = ()
+    gate: str = ""
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)

@@ -14,11 +14,12 @@ import yaml
 
 from curation import config as settings
 from curation.config import ResourceConfig, RunConfig
-from curation.errors import CurationError, StageError
+from curation.errors import CurationError, InputError, StageError
 from curation.pipelines.context import Context
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.work import Done, Unit, execute
+from curation.pipelines.units import Done, Unit
+from curation.pipelines.work import execute
 from curation.store import Run
 
 _RETRIES = 3
@@ -43,7 +44,11 @@ class RayRunner:
             options |= {"include_dashboard": False, "object_store_memory": object_store_bytes}
         else:
             options["address"] = address
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+            where = address or "this machine"
+            raise InputError(f"no Ray cluster at {where}: {' '.join(str(error).split())}") from error
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""
@@ -91,14 +96,14 @@ class RayRunner:
         """
         resources = _resources(context.config, step)
         config = settings.dump(context.config)
-        key = (context.run.url, config, resources.workers, resources.cpus, resources.gpus)
+        key = (context.run.url, context.run.fence, config, resources.workers, resources.cpus, resources.gpus)
         if key not in self._pools:
             self._end_pools()
             options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
             self._pools[key] = [
                 ray.remote(_Worker)
                 .options(**options, max_restarts=_RETRIES, max_task_retries=_RETRIES)
-                .remote(context.run.url, config)
+                .remote(context.run.url, context.run.fence, config)
                 for _ in range(resources.workers)
             ]
         return self._pools[key]
@@ -113,9 +118,10 @@ class RayRunner:
 class _Worker:
     """Holds the model of the step at work, and does its units one after the other."""
 
-    def __init__(self, url: str, config: str) -> None:
+    def __init__(self, url: str, fence: str, config: str) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._run = Run(url)
+        self._run.fence = fence
         self._config = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
         self._plan = build_plan(self._config)
         self._step = ""

@@ -16,9 +16,8 @@ import pyarrow.compute as pc
 
 from curation.errors import CorruptError
 from curation.pipelines.context import Context
-from curation.pipelines.ingest import crawl_marker
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.work import shard_markers
+from curation.pipelines.units import crawl_marker, shard_markers
 from curation.report.overview import CollectionOverview, FetchOverview, FunnelEntry, HostOverview
 from curation.stages.funnel import Funnel
 from curation.store import Run

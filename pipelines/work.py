@@ -4,7 +4,6 @@ import hashlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation.errors import CurationError, InputError, StageError
+from curation.errors import CurationError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines import image_pass, ingest
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
+from curation.pipelines.units import Done, Unit, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
 from curation.store import Marker, disk_full_is_said
-
-
-@dataclass(frozen=True)
-class Unit:
-    """What is to be done, and what its marker will say of its causes.
-
-    Attributes:
-        step: Name of the step.
-        collection: The collection; empty for a reduce.
-        shard: The shard; None for a reduce and for ``crawl``.
-        inputs: Parts of the fingerprint by name.
-        covers: Digest of the verdicts that say which rows are needed.
-        anew: Compute every row again, also where there is an output of the same causes.
-    """
-
-    step: str
-    collection: str
-    shard: int | None
-    inputs: dict[str, str]
-    covers: str = ""
-    anew: bool = False
-
-    @property
-    def fingerprint(self) -> str:
-        """What the output is made from."""
-        return fingerprint(self.inputs)
-
-
-@dataclass(frozen=True)
-class Done:
-    """What came of a unit.
-
-    Attributes:
-        unit: The unit.
-        num_rows: Rows of the output.
-        num_computed: Rows that were worked on; the others were there already or not needed.
-        seconds: Time it took.
-    """
-
-    unit: Unit
-    num_rows: int
-    num_computed: int
-    seconds: float
 
 
 def execute(context: Context, plan: Plan, unit: Unit) -> Done:
@@ -194,19 +151,6 @@ class _Inputs:
         if (collection, shard) not in self._rows:
             self._rows[collection, shard] = shard_markers(self._context, collection)[shard].num_rows
         return self._rows[collection, shard]
-
-
-def shard_markers(context: Context, collection: str) -> dict[int, Marker]:
-    """Return the ``crawl`` markers of a collection's shards.
-
-    Raises:
-        InputError: If the collection has not been crawled.
-    """
-    crawled = context.run.artefact_marker(ingest.crawl_marker(collection))
-    if crawled is None:
-        raise InputError(f"{context.run.url}: {collection} has not been crawled; run the crawl stage first")
-    markers = context.run.markers(collection, "crawl")
-    return {shard: marker for shard, marker in markers.items() if shard < crawled.num_shards}
 
 
 def _shard(unit: Unit) -> int:

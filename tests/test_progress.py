@@ -11,7 +11,7 @@ from curation import progress
 from curation.config import RunConfig
 from curation.pipelines.driver import RowsDone, StepEnded, StepStarted, Warned
 from curation.pipelines.lvd142m import build_plan
-from curation.pipelines.work import Done, Unit
+from curation.pipelines.units import Done, Unit
 from curation.progress import Bars, JsonLines, _Rates, reporter
 
 STEP = build_plan(RunConfig()).step("nsfw")

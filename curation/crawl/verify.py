@@ -1,7 +1,10 @@
 """Bytes are images when they decode."""
 
+import hashlib
+
 from curation import images
 from curation.config import ImagesConfig
+from curation.crashes import watch
 from curation.errors import ImageError
 from curation.images import ImageInfo
 
@@ -17,6 +20,7 @@ def verify(data: bytes, limits: ImagesConfig) -> ImageInfo:
     """
     if not data:
         raise ImageError("not_an_image", "no bytes")
-    info = images.inspect(data, limits)
-    images.decode(data, limits, _VERIFY_SIDE_PX)
+    with watch().at_work(hashlib.sha256(data).hexdigest()[:32], data, limits):
+        info = images.inspect(data, limits)
+        images.decode(data, limits, _VERIFY_SIDE_PX)
     return info

@@ -5,7 +5,6 @@ import math
 import resource
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -22,8 +21,7 @@ from curation.demo.server import serve
 from curation.demo.site import build_site
 from curation.demo.truth import Truth
 from curation.errors import TrainError
-from curation.images import decode
-from curation.models.faces import FaceDetector
+from curation.pipelines.audit import audit
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Event, Request, RowsDone, StepEnded, StepStarted, bring_up
 from curation.pipelines.local_runner import LocalRunner
@@ -117,21 +115,13 @@ def _audited(context: Context, digest: str) -> dict[str, Any]:
     known = _known(context, digest)
     if known is not None:
         return known
-    faces = context.config.faces
-    detector = FaceDetector(context.weights(faces.weights), faces.min_score, faces.scales, faces.max_side_px)
-    images = faces_left = 0
-    for collection in ("pool", *context.collections("seeds")):
-        for shard, marker in context.run.markers(collection, "faces").items():
-            columns = ["num_faces", "tar_offset", "stored_bytes"]
-            rows = context.run.read_table(collection, "faces", shard, columns).to_pylist()
-            with context.run.open(marker.files["images"]) as stream:
-                for row in rows:
-                    if row["num_faces"]:
-                        stream.seek(row["tar_offset"])
-                        data = stream.read(row["stored_bytes"])
-                        images += 1
-                        faces_left += len(detector.detect(decode(data, context.config.images)))
-    result = {"digest": digest, "images": images, "faces_left": faces_left, "unsafe_bytes": _unsafe_bytes(context)}
+    found = audit(context)
+    result = {
+        "digest": digest,
+        "images": found.num_images,
+        "faces_left": found.num_detections,
+        "unsafe_bytes": found.num_unsafe,
+    }
     context.run.write_bytes(RESULT_FILE, json.dumps(result).encode())
     return result
 
@@ -153,26 +143,6 @@ def _known(context: Context, digest: str) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return known if isinstance(known, dict) and known.get("digest") == digest else None
-
-
-def _unsafe_bytes(context: Context) -> int:
-    """Count members of the run's tars that no row stored after blurring names."""
-    import tarfile
-
-    unsafe = 0
-    for collection in ("pool", *context.collections("seeds")):
-        wanted: Counter[str] = Counter()
-        for shard in context.run.markers(collection, "faces"):
-            stored = context.run.read_table(collection, "faces", shard, ["tar_offset"]).column(0).is_valid()
-            ids = context.run.read_table(collection, "fetch", shard, ["image_id"]).column(0).to_pylist()
-            scores = context.run.read_table(collection, "nsfw", shard).column(0).to_pylist()
-            for image_id, is_stored, nsfw in zip(ids, stored.to_pylist(), scores, strict=True):
-                if is_stored and (nsfw is None or nsfw < context.config.nsfw.max_score):
-                    wanted[image_id] += 1
-        for path in context.run.fs.glob(context.run.path(f"{collection}/*/*.tar")):
-            with context.run.fs.open(path, "rb") as stream, tarfile.open(fileobj=stream) as tar:
-                unsafe += sum("/raw/" in path or name.partition(".")[0] not in wanted for name in tar.getnames())
-    return unsafe
 
 
 def _trained(

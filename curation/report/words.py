@@ -8,6 +8,7 @@ _REASONS = {
     "not_an_image": "the content is none of the allowed formats",
     "truncated": "ends before it should",
     "undecodable": "broken content",
+    "crashes_decoder": "kills the process that decodes it",
     "too_many_pixels": "more pixels than images.max_pixels",
     "too_large": "more bytes than fetch.max_bytes",
     "too_small": "a side under images.min_side_px",

@@ -112,6 +112,9 @@ OTHER = {  # values that are other than the default, and allowed
     "faces.scales": [3.0],
     "retrieve.collisions": "next_neighbour",
     "images.max_aspect": 2.0,
+    "pca_hash.method": "dhash",
+    "pca_hash.features": "model",
+    "pca_hash.pca": "default",
 }
 SHAPES_NOTHING = {
     "fetch.user_agent": "how politely",

@@ -17,7 +17,7 @@ from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, StepStarted, Warned, bring_up, redo_cost
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
-from curation.pipelines.work import Done
+from curation.pipelines.units import Done
 from curation.store import Run
 
 

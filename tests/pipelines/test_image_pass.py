@@ -113,7 +113,7 @@ def test_what_limits_refuse_when_it_is_read_is_a_row_with_a_reason(blurred_once,
     bring(run, tree() | {"images": {"max_pixels": 5_000}}, Request("faces"))
 
     fetched = [found is not None for found in column(run, "fetch", "image_id")]
-    reasons = column(run, "faces_verdict", "reject_reason")
+    reasons = column(run, "nsfw_verdict", "reject_reason")
     assert [reason == "too_many_pixels" for reason in reasons] == fetched
     assert set(column(run, "nsfw", "nsfw_score")) == {None}
     assert set(column(run, "faces", "tar_offset")) == {None}

@@ -22,11 +22,12 @@ from curation.pipelines import tallies
 from curation.pipelines.components import THUMBNAIL_PX
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess
-from curation.pipelines.ingest import crawl_marker, image_id
+from curation.pipelines.ingest import image_id
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.overview import overview, report_data, write_report
 from curation.pipelines.plan import Plan
 from curation.pipelines.tallies import HostTally
+from curation.pipelines.units import crawl_marker
 from curation.pipelines.work import execute
 from curation.report.overview import CollectionOverview, Overview, StepOverview
 from curation.store import Marker, Run

@@ -1,7 +1,7 @@
 """Moving a threshold makes verdicts again, and of features only what newly kept rows lack."""
 
 from curation.pipelines.driver import Request, StepStarted, Warned
-from curation.pipelines.work import Done
+from curation.pipelines.units import Done
 from curation.store import Run
 
 FEATURES = ("fetch", "pca_hash", "nsfw", "faces", "sscd", "embed")

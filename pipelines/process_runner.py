@@ -1,0 +1,178 @@
+"""Run units in processes of this machine: the default of the command line.
+
+A process that dies (a decoder that crashes, the kernel's out-of-memory killer) costs its unit a retry and not the run;
+each holds the models of the step at work, on one thread each, so results are those of the other runners. Workers die
+with the process that started them, and leave Ctrl-C to it.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import yaml
+
+from curation import config as settings
+from curation.config import RunConfig
+from curation.errors import CurationError, StageError
+from curation.pipelines.context import Context
+from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.plan import Plan, Step
+from curation.pipelines.units import Done, Unit
+from curation.pipelines.work import execute
+from curation.store import Run
+
+_POLL_S = 0.2
+_DEATHS_OF_A_UNIT = 4  # a poisonous image is found at the second, see curation/crashes.py
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: Connection
+    unit: Unit | None = None
+
+
+class ProcessRunner:
+    """Run at most ``num_workers`` units at a time, each in a process of its own."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.num_workers = num_workers
+        self._processes = multiprocessing.get_context("spawn")  # forked threads of torch and Arrow would hang
+        self._stop = self._processes.Event()
+        self._workers: list[_Worker] = []
+        self._key: tuple[str, ...] = ()
+
+    def close(self) -> None:
+        """End the workers."""
+        for worker in self._workers:
+            worker.pipe.close()
+            worker.process.join(0.2)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._workers.clear()
+
+    def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
+        """Yield each unit as it is done; after an error no other unit starts."""
+        self._start(context, min(self.num_workers, len(units)))
+        waiting = deque(units)
+        deaths: Counter[tuple[str, int | None]] = Counter()
+        failed: BaseException | None = None
+        try:
+            while True:
+                if context.should_stop() or failed is not None:
+                    self._stop.set()
+                    waiting.clear()
+                for worker in self._workers:
+                    if worker.unit is None and waiting:
+                        worker.unit = waiting.popleft()
+                        worker.pipe.send(worker.unit)
+                busy = [worker for worker in self._workers if worker.unit is not None]
+                if not busy:
+                    break
+                for found in self._news(busy):
+                    worker, kind, value = found
+                    if kind == "rows":
+                        context.on_rows(value)
+                        continue
+                    unit, worker.unit = worker.unit, None
+                    if kind == "done":
+                        yield value
+                    elif kind == "error":
+                        failed = failed or value
+                    elif kind == "died" and unit is not None:
+                        place = (unit.collection, unit.shard)
+                        deaths[place] += 1
+                        self._replace(context, worker)
+                        if deaths[place] < _DEATHS_OF_A_UNIT:
+                            waiting.appendleft(unit)
+                        else:
+                            failed = failed or _died(step, unit, value, deaths[place])
+        finally:
+            if any(worker.unit is not None for worker in self._workers):
+                self._stop.set()
+                self.close()
+            self._stop.clear()
+        if failed is not None:
+            raise failed
+
+    def _news(self, busy: Sequence[_Worker]) -> Iterator[tuple[_Worker, str, Any]]:
+        by_pipe = {worker.pipe: worker for worker in busy}
+        for pipe in wait(list(by_pipe), _POLL_S):
+            worker = by_pipe[pipe]  # type: ignore[index]
+            try:
+                kind, value = worker.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                worker.process.join()
+                kind, value = "died", worker.process.exitcode
+            yield worker, kind, value
+
+    def _start(self, context: Context, num_workers: int) -> None:
+        key = (context.run.url, settings.dump(context.config), context.run.fence)
+        if key != self._key:
+            self.close()
+            self._key = key
+        while len(self._workers) < num_workers:
+            self._workers.append(self._spawn())
+
+    def _spawn(self) -> _Worker:
+        ours, theirs = self._processes.Pipe()
+        process = self._processes.Process(
+            target=_serve, args=(theirs, self._stop, os.getpid(), *self._key), name="curation-worker", daemon=True
+        )
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _replace(self, context: Context, worker: _Worker) -> None:
+        worker.pipe.close()
+        fresh = self._spawn()
+        worker.process, worker.pipe = fresh.process, fresh.pipe
+
+
+def _serve(pipe: Connection, stop: Any, parent: int, url: str, config: str, fence: str) -> None:
+    """Do units until the pipe closes."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run = Run(url)
+    run.fence = fence
+    parsed = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
+    plan = build_plan(parsed)
+    step, context = "", Context(run, parsed)
+    while True:
+        try:
+            unit: Unit = pipe.recv()
+        except EOFError:
+            return
+        if unit.step != step:  # let the model of the step before go
+            step, context = unit.step, Context(run, parsed, stop.is_set)
+            context.on_rows = lambda num_rows: pipe.send(("rows", num_rows))
+        try:
+            message: tuple[str, Any] = ("done", execute(context, plan, unit))
+        except InterruptedError:
+            message = ("stopped", None)
+        except CurationError as error:
+            message = ("error", error)
+        pipe.send(message)
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent does: what an orphan writes would meet the next run's clearing up."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this line
+        os._exit(1)
+
+
+def _died(step: Step, unit: Unit, code: int | None, times: int) -> StageError:
+    why = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    hint = "; is there enough memory for --workers?" if code == -signal.SIGKILL else ""
+    return StageError(step.stage, unit.shard, f"its process died {times} times ({why}){hint}")

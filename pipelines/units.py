@@ -1,0 +1,71 @@
+"""A unit of work: one step on one shard, or one reduce; and what came of it."""
+
+from dataclasses import dataclass
+
+from curation.errors import InputError
+from curation.fingerprint import fingerprint
+from curation.pipelines.context import Context
+from curation.store import Marker
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is to be done, and what its marker will say of its causes.
+
+    Attributes:
+        step: Name of the step.
+        collection: The collection; empty for a reduce.
+        shard: The shard; None for a reduce and for ``crawl``.
+        inputs: Parts of the fingerprint by name.
+        covers: Digest of the verdicts that say which rows are needed.
+        anew: Compute every row again, those that are there already too.
+        with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
+    """
+
+    step: str
+    collection: str
+    shard: int | None
+    inputs: dict[str, str]
+    covers: str = ""
+    anew: bool = False
+    with_steps: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """What the output is made from."""
+        return fingerprint(self.inputs)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a unit.
+
+    Attributes:
+        unit: The unit.
+        num_rows: Rows of the output.
+        num_computed: Rows that were worked on; the others were there already or not needed.
+        seconds: Time it took.
+    """
+
+    unit: Unit
+    num_rows: int
+    num_computed: int
+    seconds: float
+
+
+def crawl_marker(collection: str) -> str:
+    """Return the name under which the crawl of a collection is recorded."""
+    return f"crawl.{collection.replace('/', '.')}"
+
+
+def shard_markers(context: Context, collection: str) -> dict[int, Marker]:
+    """Return the ``crawl`` markers of a collection's shards.
+
+    Raises:
+        InputError: If the collection has not been crawled.
+    """
+    crawled = context.run.artefact_marker(crawl_marker(collection))
+    if crawled is None:
+        raise InputError(f"{context.run.url}: {collection} has not been crawled; run the crawl stage first")
+    markers = context.run.markers(collection, "crawl")
+    return {shard: marker for shard, marker in markers.items() if shard < crawled.num_shards}

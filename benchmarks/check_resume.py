@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from safetensors.numpy import load_file
+
 KILLS = 10
 
 
@@ -80,7 +82,11 @@ def _digest(folder: Path) -> str:
 
 
 def _teacher(folder: Path) -> str:
-    return hashlib.sha256((folder / "train" / "teacher.safetensors").read_bytes()).hexdigest()
+    """Return a digest of the teacher's tensors; the order of the file's metadata is not part of it."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / "train" / "teacher.safetensors").items()):
+        digest.update(name.encode() + tensor.tobytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

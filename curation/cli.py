@@ -78,6 +78,8 @@ def _run(options: argparse.Namespace) -> int:
         print(f"manifest  {context.run.url.rstrip('/')}/manifest.parquet")
         print(f"images    {published['num_images']}")
         print(f"digest    {published['digest']}")
+        if not published["num_images"]:
+            print("curate: warning: the manifest is empty; the funnel above says where images went", file=sys.stderr)
     return 0
 
 
@@ -121,6 +123,29 @@ def _audit(options: argparse.Namespace) -> int:
     print(f"detections in these images    {found.num_detections}")
     print(f"stored bytes that no row owns {found.num_unsafe}")
     return 0 if found.num_found_again == 0 and found.num_unsafe == 0 else 1
+
+
+def _purge(options: argparse.Namespace) -> int:
+    from curation.pipelines.driver import Request, bring_up
+    from curation.pipelines.local_runner import LocalRunner
+    from curation.pipelines.publish import publish
+    from curation.pipelines.purge import purge, rejected_but_stored
+    from curation.progress import reporter
+
+    context, plan = _open(options)
+    rejected = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
+    if rejected and not _agreed(
+        [f"the bytes of {rejected} images that nsfw rejects now"], options.yes, "purge deletes"
+    ):
+        return 1
+    with context.run.lease():
+        purged = purge(context)
+    if context.run.exists("manifest.json"):  # tars have moved: the manifest has to say where
+        with reporter(sys.stderr) as report:
+            bring_up(context, plan, Request(), LocalRunner(1), report)
+        publish(context)
+    print(f"purged {purged} images")
+    return 0
 
 
 def _models_list(options: argparse.Namespace) -> int:
@@ -250,6 +275,7 @@ def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
         config = settings.parse(RunConfig, *settings.overridden(tree, f"{run.url}/run.yaml", overrides))
     else:
         raise ConfigError([f"{run.url}: is no run yet (it has no run.yaml); start one with --config FILE"])
+    config = settings.absolute(config, Path.cwd())
     return Context(run, config), build_plan(config)
 
 
@@ -288,12 +314,15 @@ def _interruptible(context: "Context") -> _Stop:
 @contextmanager
 def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner]":
     """Yield the runner that the options ask for; its workers or its cluster end with the block."""
+    in_memory = context.run.url.startswith("memory:")
     if options.ray_address is not None or options.runner == "ray":
+        if in_memory:
+            raise UsageError("a run in memory exists in one process; give --run a folder or bucket for Ray")
         from curation.pipelines.ray_runner import RayRunner
 
         with closing(RayRunner(options.ray_address)) as ray_runner:
             yield ray_runner
-    elif options.runner == "threads" or context.run.url.startswith("memory:"):
+    elif options.runner == "threads" or in_memory:
         from curation.pipelines.local_runner import LocalRunner
 
         yield LocalRunner(options.workers)
@@ -304,11 +333,11 @@ def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner
             yield process_runner
 
 
-def _agreed(costs: Sequence[str], yes: bool) -> bool:
-    """Say what doing stages again costs, and ask."""
+def _agreed(costs: Sequence[str], yes: bool, what: str = "--redo throws this away and does it again") -> bool:
+    """Say what is about to be lost, and ask."""
     if not costs:
         return True
-    print("--redo throws this away and does it again:", *(f"  {line}" for line in costs), sep="\n", file=sys.stderr)
+    print(f"{what}:", *(f"  {line}" for line in costs), sep="\n", file=sys.stderr)
     if yes:
         return True
     if not sys.stdin.isatty():
@@ -397,6 +426,10 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument(
         "--min-side-px", type=float, default=20.0, help="smaller faces do not count (default: %(default)s)"
     )
+
+    purge = _command(commands, "purge", _purge, "delete the bytes of images that nsfw rejects since it became stricter")
+    purge.add_argument("--run", required=True, help="folder or URL of the run")
+    purge.add_argument("--yes", action="store_true", help="agree to what is deleted")
 
     config = _command(commands, "config", _config, "check settings and print them with every default")
     config.add_argument("--config", required=True, help="settings (YAML)")

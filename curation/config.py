@@ -360,6 +360,38 @@ def parse(
     return settings
 
 
+def absolute(config: RunConfig, folder: Path) -> RunConfig:
+    """Return the settings with local paths made absolute: workers start in folders of their own.
+
+    Args:
+        config: Of a run.
+        folder: That relative paths start from.
+    """
+
+    def anchored(path: str) -> str:
+        return path if not path or "://" in path else str(folder / path)
+
+    def with_paths(inputs: Sequence[InputConfig]) -> tuple[InputConfig, ...]:
+        return tuple(entry.model_copy(update={"path": anchored(entry.path)}) for entry in inputs)
+
+    def collection(section: Any) -> Any:
+        return section.model_copy(update={"inputs": with_paths(section.inputs)})
+
+    update: dict[str, Any] = {
+        "pool": collection(config.pool),
+        "seeds": {name: collection(section) for name, section in config.seeds.items()},
+        "references": {name: collection(section) for name, section in config.references.items()},
+    }
+    for name in ("nsfw", "faces", "sscd", "embed"):
+        section = getattr(config, name)
+        if Path(section.weights).suffix and (folder / section.weights).exists():
+            update[name] = section.model_copy(update={"weights": anchored(section.weights)})
+    lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}
+    exclude = config.manifest.exclude.model_copy(update=lists)
+    update["manifest"] = config.manifest.model_copy(update={"exclude": exclude})
+    return config.model_copy(update=update)
+
+
 def dump(settings: Settings) -> str:
     """Return the settings as YAML, every default written out."""
     text: str = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
@@ -433,8 +465,15 @@ def _problem(problem: Any, origin: str, origins: Mapping[str, str]) -> str:
     shown = _shown(problem.get("input"))
     template = _REASONS.get(problem["type"])
     reason = template.format(**context, shown=shown) if template else f"{problem['msg']}, got {shown}"
-    where = next((text for prefix, text in origins.items() if key == prefix or key.startswith(prefix + ".")), origin)
+    where = next((text for set_key, text in origins.items() if _is_within(key, set_key, problem["type"])), origin)
     return ": ".join(part for part in (where, key, reason) if part)
+
+
+def _is_within(key: str, set_key: str, problem: str) -> bool:
+    """Whether a mistake at ``key`` comes of what was set at ``set_key``."""
+    if key == set_key or key.startswith(set_key + "."):
+        return True
+    return problem in ("extra_forbidden", "model_type", "model_attributes_type") and set_key.startswith(key + ".")
 
 
 def _shown(value: Any) -> str:

@@ -51,6 +51,7 @@ class Marker:
         num_shards: Shards that a crawl or a reduce made.
         seconds: Time the work took.
         skipped: What a crawl left out, by reason.
+        sizes: Bytes of each of ``files``, so that one that was cut short is found by listing.
     """
 
     fingerprint: str
@@ -62,6 +63,7 @@ class Marker:
     num_shards: int = 0
     seconds: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
 
 
 class Run:
@@ -230,12 +232,14 @@ class Run:
         path = self.new_path(collection, step, shard, "parquet")
         with self.create(path) as stream:
             pq.write_table(table, stream, compression="zstd", row_group_size=16_384, write_page_checksum=True)
+        files = {**marker.get("files", {}), "table": path}
         made = Marker(
             **{
                 **marker,
                 "digest": content_digest(table),
                 "num_rows": table.num_rows,
-                "files": {**marker.get("files", {}), "table": path},
+                "files": files,
+                "sizes": {role: self.fs.size(self.path(name)) for role, name in files.items()},
             }
         )
         self.write_marker(collection, step, shard, made)
@@ -293,12 +297,40 @@ class Run:
             stored[name] = f"artefacts/{step}/{attempt}-{name}"
             with self.create(stored[name]) as stream, source.open("rb") as data:
                 shutil.copyfileobj(data, stream, 1 << 20)
-        made = Marker(**{**asdict(marker), "files": stored})
+        sizes = {name: self.fs.size(self.path(path)) for name, path in stored.items()}
+        made = Marker(**{**asdict(marker), "files": stored, "sizes": sizes})
         self._check_fence()
         self.write_bytes(f"artefacts/{step}.json", json.dumps(asdict(made), sort_keys=True).encode())
         return made
 
     # -- clearing up ------------------------------------------------------------------------------------------------
+
+    def damaged(self, collections: Sequence[str]) -> Iterator[tuple[str, str, int | None, str]]:
+        """Yield (collection, step, shard, path) of committed files that are missing or cut short.
+
+        Costs a listing of each folder. Artefacts have an empty collection and no shard.
+        """
+        for collection in collections:
+            folders = self._folders(collection)
+            sizes = {path: size for folder in folders for path, size in self._sizes(folder)}
+            for folder in folders:
+                step = posixpath.basename(folder)
+                for shard, marker in self.markers(collection, step).items():
+                    yield from ((collection, step, shard, path) for path in _damaged(marker, sizes))
+        for folder in self._folders("artefacts"):
+            step = posixpath.basename(folder)
+            found = self.artefact_marker(step)
+            if found is not None:
+                yield from (("", step, None, path) for path in _damaged(found, dict(self._sizes(folder))))
+
+    def forget(self, collection: str, step: str, shard: int | None) -> None:
+        """Take back a marker: the output does not exist any more."""
+        self.remove(f"artefacts/{step}.json" if shard is None else _marker_path(collection, step, shard))
+
+    def _sizes(self, folder: str) -> Iterator[tuple[str, int]]:
+        prefix = posixpath.relpath(folder, self.root)
+        for entry in self.fs.ls(folder, detail=True):
+            yield posixpath.join(prefix, posixpath.basename(entry["name"])), entry["size"]
 
     def collect_garbage(self, collections: Sequence[str]) -> int:
         """Delete data that no marker names: what killed or superseded attempts left. Return the number of files.
@@ -360,6 +392,12 @@ def disk_full_is_said(where: str) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StoreError(f"{where}: cannot be written: {error.strerror}") from error
         raise
+
+
+def _damaged(marker: Marker, sizes: Mapping[str, int]) -> Iterator[str]:
+    for role, path in marker.files.items():
+        if path not in sizes or marker.sizes.get(role, sizes[path]) != sizes[path]:
+            yield path
 
 
 def _marker_path(collection: str, step: str, shard: int) -> str:

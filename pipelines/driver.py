@@ -7,12 +7,15 @@ from functools import partial
 from typing import Protocol
 
 from curation import config as settings
-from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
+from curation import schema
+from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
+from curation.models.weights import registered
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import Assessed, assess, collections
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
 from curation.pipelines.plan import Plan, Step
+from curation.pipelines.purge import rejected_but_stored
 from curation.pipelines.units import Done, Unit, crawl_marker
 
 
@@ -100,6 +103,7 @@ def bring_up(
         plan.check_stage(stage)
     _check_request(context, steps, request)
     with context.run.lease() as lease:
+        _mend(context, plan, request, on_event)
         tidy(context, plan, steps)
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
         asked = context.should_stop
@@ -144,24 +148,46 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
     late = sorted(request.redo - {step.stage for step in steps})
     if late:
         raise UsageError(f"--redo {late[0]}: comes after --stage {request.stage}; choose a later --stage")
+    roles = {entry.name: entry.role for entry in registered()}
     for step in steps:
         for name in step.weights(context.config):
+            role = "embed" if step.stage in ("cluster", "pca_hash") else step.stage
+            if roles.get(name, role) != role:
+                raise ConfigError([f"{role}.weights: {name} is for {roles[name]}; see `curate models list`"])
             context.weights(name)
         for collection in ("", *collections(context, step)) if step.kind == "reduce" else collections(context, step):
             fingerprint(step.settings(context.config, collection))
     for step in steps:
-        if step.kind == "images" and step.protected and step.stage in request.redo and "fetch" not in request.redo:
-            gone = [
-                shard
+        if step.reads_raw and step.stage in request.redo and "fetch" not in request.redo:
+            gone = sum(
+                not has_raw(context, collection, shard)
                 for collection in collections(context, step)
                 for shard in context.run.markers(collection, step.name)
-                if not has_raw(context, collection, shard)
-            ]
+            )
             if gone:
                 raise UsageError(
-                    f"--redo {step.stage}: the fetched bytes of {len(gone)} shards were deleted after blurring; "
+                    f"--redo {step.stage}: the fetched bytes of {gone} shards were deleted after blurring; "
                     "add --redo fetch to get them again"
                 )
+
+
+def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Event], None]) -> None:
+    """Take back the markers of outputs whose files are missing or cut short, so that they are made again.
+
+    Raises:
+        CorruptError: What is damaged cannot be made again unless it is asked for.
+    """
+    steps = {step.name: step for step in plan.steps}
+    known = [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
+    for collection, name, shard, path in list(context.run.damaged(known)):
+        step = steps.get(name)
+        if step is not None and (step.protected or step.reads_raw):
+            redo = dict.fromkeys(("fetch", step.stage) if step.reads_raw else (step.stage,))
+            if not set(redo) <= request.redo:
+                asked = " ".join(f"--redo {stage}" for stage in redo)
+                raise CorruptError(f"{context.run.url}: {path} is missing or cut short; `{asked}` makes it again")
+        on_event(Warned(f"{path} is missing or cut short; it is made again"))
+        context.run.forget(collection, name, shard)
 
 
 def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
@@ -197,7 +223,8 @@ def _bring_up_step(
 ) -> None:
     start = time.monotonic()
     assessed = list(assess(context, plan, step))
-    pending = [found for found in assessed if _is_pending(context, found, step, request, on_event)]
+    pending = [found for found in assessed if _is_pending(context, found, step, request)]
+    _say_what_stays(step, [found for found in assessed if found not in pending], on_event)
     if not pending:
         on_event(StepEnded(step, True, 0.0))
         return
@@ -221,6 +248,12 @@ def _bring_up_step(
     ]
     for done in runner.run(context, plan, step, units):
         on_event(done)
+    if step.name == schema.NSFW_VERDICT.name:
+        stored = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
+        if stored:
+            on_event(
+                Warned(f"{stored} images that nsfw rejects now are still stored; `curate purge` deletes their bytes")
+            )
     if not context.should_stop():
         on_event(StepEnded(step, False, time.monotonic() - start))
 
@@ -243,28 +276,43 @@ def _shared_passes(
     }
 
 
-def _is_pending(
-    context: Context, found: Assessed, step: Step, request: Request, on_event: Callable[[Event], None]
-) -> bool:
+def _is_pending(context: Context, found: Assessed, step: Step, request: Request) -> bool:
     unit = found.unit
-    if found.state == "left" or step.stage in request.redo or (request.refit and step.fitted):
+    if found.state == "left" or step.stage in request.redo:
         return True
-    if found.state == "done":
+    if found.state == "done" and not (request.refit and step.fitted):
         return False
+    if step.reads_raw and not _has_its_raw(context, step, unit):
+        return False  # what it would see now is blurred: hashes and scores of other pictures
     if not step.protected or any(name.startswith("table ") for name in found.changed):
         return True  # a protected table of other links or images than are there now is of no use to anybody
-    if step.kind == "images" and unit.shard is not None and has_raw(context, unit.collection, unit.shard):
-        return True  # fetched anew
-    if found.state == "stale":
-        where = unit.collection if unit.shard is None else f"{unit.collection} {unit.shard:08d}"
-        redo = f"--redo fetch --redo {step.stage}" if step.kind == "images" else f"--redo {step.stage}"
-        on_event(
-            Warned(
-                f"{step.name} {where} was made with other {', '.join(found.changed)}; kept as it is. "
-                f"`{redo}` makes it again"
-            )
+    return step.reads_raw  # fetched anew
+
+
+def _has_its_raw(context: Context, step: Step, unit: Unit) -> bool:
+    """Whether the fetched bytes that a unit needs are still there."""
+    if unit.shard is not None:
+        return has_raw(context, unit.collection, unit.shard)
+    return all(
+        has_raw(context, collection, shard)
+        for collection in collections(context, step)
+        for shard in context.run.markers(collection, "fetch")
+    )
+
+
+def _say_what_stays(step: Step, kept: Sequence[Assessed], on_event: Callable[[Event], None]) -> None:
+    """Warn, once a step, of outputs that were made with other settings and are kept."""
+    stale = [found for found in kept if found.state == "stale"]
+    if not stale:
+        return
+    changed = sorted({name for found in stale for name in found.changed})
+    redo = f"--redo fetch --redo {step.stage}" if step.reads_raw else f"--redo {step.stage}"
+    on_event(
+        Warned(
+            f"{step.name}: {len(stale)} of {len(kept)} finished units were made with other {', '.join(changed)} and "
+            f"are kept as they are; `{redo}` makes them again"
         )
-    return False
+    )
 
 
 def _check_space(context: Context, step: Step, pending: Sequence[Assessed]) -> None:
@@ -282,10 +330,13 @@ def _check_space(context: Context, step: Step, pending: Sequence[Assessed]) -> N
         needed = min(needed, needed // max(1, len(pending)) * 8)
     if needed > free:
         raise DiskFullError(
-            f"{context.run.url}: {step.stage} needs about {_gb(needed)}, and {_gb(free)} are free. "
+            f"{context.run.url}: {step.stage} needs about {_size(needed)}, and {_size(free)} are free. "
             "Free some space, or move the run to a larger disk or bucket and run again"
         )
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def _size(num_bytes: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes} bytes"

@@ -7,6 +7,7 @@ from curation import __version__, schema
 from curation.config import RunConfig, Settings
 from curation.errors import ConfigError, InputError
 from curation.pipelines.context import Context
+from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.stages.cluster import ClusterFit, ClusterStage
@@ -90,6 +91,7 @@ def _hash() -> tuple[Step, ...]:
             after=_FETCHED,
             makes=(PCA_FILE,),
             fitted=True,
+            reads_raw=True,
             settings=lambda config, _: {
                 "pca_hash": _plain(config.pca_hash, "hamming_radius"),
                 "seed": config.seed,
@@ -109,6 +111,7 @@ def _hash() -> tuple[Step, ...]:
             writes=schema.PCA_HASH,
             needs=("pca_hash_fit",),
             shares_pass=("nsfw", "faces"),
+            reads_raw=True,
             settings=lambda config, _: {
                 "method": config.pca_hash.method,
                 "side_px": config.pca_hash.side_px,
@@ -145,6 +148,7 @@ def _screen() -> tuple[Step, ...]:
             after=_FETCHED,
             writes=schema.NSFW,
             shares_pass=("faces",),
+            reads_raw=True,
             settings=lambda config, _: {"images": _limits(config)},
             weights=lambda config: (config.nsfw.weights,),
         ),
@@ -171,6 +175,7 @@ def _screen() -> tuple[Step, ...]:
             after=(schema.FETCH, schema.NSFW_VERDICT),
             writes=schema.FACES,
             gate="nsfw_verdict",
+            reads_raw=True,
             protected=True,
             settings=lambda config, _: {
                 "faces": _plain(config.faces),
@@ -441,8 +446,22 @@ def _manifest(context: Context) -> ManifestStage:
         "accept_licenses": list(context.config.accept_licenses),
         "respect_robots": context.config.fetch.respect_robots,
         "config": context.config.model_dump(mode="json"),
+        "made_with_other_settings": _kept_stale(context, plan),
     }
     return ManifestStage(context.config, verdicts, provenance)
+
+
+def _kept_stale(context: Context, plan: Plan) -> dict[str, list[str]]:
+    """Return the steps that were kept although they were made with other settings, and what differs."""
+    stale: dict[str, list[str]] = {}
+    for step in plan.steps:
+        if step.name != ManifestStage.name and (step.protected or step.reads_raw):
+            changed = {
+                name for found in assess(context, plan, step) if found.state == "stale" for name in found.changed
+            }
+            if changed:
+                stale[step.name] = sorted(changed)
+    return stale
 
 
 def _encoder_weights(config: RunConfig) -> tuple[str, ...]:

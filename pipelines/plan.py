@@ -39,6 +39,7 @@ class Step:
         shares_pass: Later image steps of the same bytes: where a shard lacks them too, one read and one decode
             serve all.
         gate: The verdict that says of each image whether this step may store it, where both share a pass.
+        reads_raw: Looks at fetched bytes before they are blurred: once those are gone it cannot be made again.
         protected: Never redone unless asked for, because its inputs are gone or cost other people something.
         settings: Settings that shape the output, as plain values, for a collection.
         weights: Names of the weights that shape the output.
@@ -61,6 +62,7 @@ class Step:
     locations: bool = False
     shares_pass: tuple[str, ...] = ()
     gate: str = ""
+    reads_raw: bool = False
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)

@@ -191,12 +191,15 @@ class _Run:
         """Say where the run stands."""
         if self._saved is None:
             raise TrainError(f"{self._output}: no checkpoint was written")
+        teacher = self._output / "teacher.safetensors"
+        if not teacher.exists():  # deleted since: the checkpoint has all that it is made of
+            self._write_teacher()
         losses = {name: value for name, value in (self.progress.last or {}).items() if name.startswith("loss")}
         return TrainResult(
             steps=self.progress.step,
             finished=self.progress.step >= self._config.schedule.steps,
             checkpoint=self._saved,
-            teacher=self._output / "teacher.safetensors",
+            teacher=teacher,
             log=self._output / "log.jsonl",
             losses=losses,
         )
@@ -262,10 +265,13 @@ class _Run:
             **{f"teacher/{name}": value for name, value in self._teacher.state_dict().items()},
             **self._optimizer.state(),
         }
+        self._write_teacher()
+        self._saved = self._checkpoints.save(self.progress, tensors)
+
+    def _write_teacher(self) -> None:
         backbone = self._teacher.backbone
         teacher = self._output / "teacher.safetensors"
         write_tensors(teacher, export.timm_state(backbone), export.metadata(backbone, self.progress.step))
-        self._saved = self._checkpoints.save(self.progress, tensors)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,6 +1,14 @@
 """Moving a threshold makes verdicts again, and of features only what newly kept rows lack."""
 
+import tarfile
+
+import pytest
+
+from curation.config import RunConfig, parse
+from curation.errors import CorruptError
+from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, StepStarted, Warned
+from curation.pipelines.purge import purge, rejected_but_stored
 from curation.pipelines.units import Done
 from curation.store import Run
 
@@ -103,3 +111,63 @@ def _manifest(run):
     import pyarrow.parquet as pq
 
     return pq.read_table(run / "manifest.parquet")
+
+
+def test_purge_deletes_the_bytes_of_what_is_rejected_now_and_no_feature(copied, bring, tree, digest):
+    store = Run(copied)
+    scores = [score for score in store.read_table("pool", "nsfw", 0, ["nsfw_score"]).column(0).to_pylist() if score]
+    strict = tree() | {"nsfw": {"max_score": sorted(scores)[-5]}}
+    events = bring(copied, strict)
+    warned = [event.message for event in events if isinstance(event, Warned)]
+    assert any(message.startswith("5 images") and "curate purge" in message for message in warned)
+    first, before = digest(copied), _digests(copied)
+    context = Context(store, parse(RunConfig, strict, "test.yaml"))
+
+    assert purge(context) == 5
+
+    assert not list(rejected_but_stored(context))
+    after = bring(copied, strict)
+    assert _worked_on(after) == {"faces_verdict", "manifest_verdict"} or _worked_on(after) == {"manifest_verdict"}
+    assert digest(copied) == first
+    assert _digests(copied) == before
+    with tarfile.open(next((copied / "pool" / "images").glob("*.tar"))) as tar:
+        stored = set(tar.getnames())
+    ids = store.read_table("pool", "fetch", 0, ["image_id"]).column(0).to_pylist()
+    rejected = [name for name, reason in zip(ids, _reasons(copied, "nsfw_verdict"), strict=True) if reason]
+    assert rejected
+    assert not {name for name in stored if name.partition(".")[0] in rejected}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": {"max_aspect": 19.0}},
+        {"pca_hash": {"side_px": 16}},
+        {"pca_hash": {"sample_size": 66}},
+        {"seed": 3},
+    ],
+)
+def test_what_was_seen_before_blurring_is_not_made_again_of_blurred_images(copied, bring, tree, digest, change):
+    first = digest(copied)
+    before = _digests(copied, ("pca_hash", "nsfw", "faces"))
+
+    events = bring(copied, tree() | change)
+
+    assert _digests(copied, ("pca_hash", "nsfw", "faces")) == before
+    assert any("--redo fetch" in event.message for event in events if isinstance(event, Warned))
+    bring(copied, tree())
+    assert digest(copied) == first
+
+
+def test_a_lost_file_is_made_again_or_said_to_be_lost(copied, bring, tree, digest):
+    first = digest(copied)
+    next((copied / "pool" / "sscd").glob("*.parquet")).unlink()
+    cut = next((copied / "pool" / "dedup").glob("*.parquet"))
+    cut.write_bytes(cut.read_bytes()[:-20])
+
+    bring(copied, tree())
+
+    assert digest(copied) == first
+    next((copied / "pool" / "images").glob("*.tar")).unlink()
+    with pytest.raises(CorruptError, match="--redo fetch --redo faces"):
+        bring(copied, tree())

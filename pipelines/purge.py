@@ -1,8 +1,8 @@
 """Delete the stored bytes of images that pixel policy rejects now.
 
 A stricter ``nsfw.max_score`` changes verdicts and no bytes, so that a threshold can be tried and moved back. This makes
-it final: tars are written anew without the rejected images. Boxes, scores and ids stay, so no feature is computed again;
-where the bytes were, ``tar_offset`` is null, and a laxer threshold later finds the images ``discarded``.
+it final: tars are written anew without the rejected images. Boxes, scores and ids stay, so no feature is computed
+again; where the bytes were, ``tar_offset`` is null, and a laxer threshold later finds the images ``discarded``.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,10 @@ def rejected_but_stored(context: Context) -> Iterator[tuple[str, int, npt.NDArra
     """Yield (collection, shard, rows) where NSFW rejects images whose bytes are stored."""
     for collection in ("pool", *context.collections("seeds")):
         verdicts = context.run.markers(collection, schema.NSFW_VERDICT.name)
-        for shard in context.run.markers(collection, schema.FACES.name):
-            if shard not in verdicts:
+        fetched = context.run.markers(collection, schema.FETCH.name)
+        for shard, blurred in context.run.markers(collection, schema.FACES.name).items():
+            is_current = shard in fetched and blurred.inputs.get("table fetch") == fetched[shard].digest
+            if not is_current or shard not in verdicts:
                 continue
             reasons = context.run.read_table(collection, schema.NSFW_VERDICT.name, shard).column(0)
             stored = context.run.read_table(collection, schema.FACES.name, shard, ["tar_offset"]).column(0)

@@ -91,12 +91,18 @@ def test_an_upstream_redone_with_unchanged_output_stops_there(copied, bring, tre
 
 
 def test_redoing_a_stage_computes_every_row_of_it_again(copied, bring, tree):
-    had = Run(copied).read_table("pool", "nsfw", 0).column(0)
+    had = Run(copied).read_table("pool", "sscd", 0).column(0)
 
-    events = bring(copied, tree(), Request("nsfw", redo=frozenset({"nsfw"})))
+    events = bring(copied, tree(), Request("sscd", redo=frozenset({"sscd"})))
 
     done = {(event.unit.step, event.unit.collection): event for event in events if isinstance(event, Done)}
-    assert done["nsfw", "pool"].num_computed >= len(had) - had.null_count
+    assert done["sscd", "pool"].num_computed >= len(had) - had.null_count
+
+
+@pytest.mark.parametrize("stage", ["pca_hash", "nsfw", "faces"])
+def test_redoing_what_was_seen_before_blurring_needs_the_bytes_again(copied, bring, tree, stage):
+    with pytest.raises(UsageError, match="add --redo fetch"):
+        bring(copied, tree(), Request(stage, redo=frozenset({stage})))
 
 
 def test_redoing_a_stage_behind_the_last_is_refused(fetched, bring, tree):

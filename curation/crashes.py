@@ -6,6 +6,7 @@ behind. Whoever meets one of those images next on this machine first decodes it 
 process that was killed for another reason leaves suspects that pass the trial, and no more.
 """
 
+import logging
 import mmap
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from curation.config import ImagesConfig, dump, parse
 from curation.errors import ImageError
 from curation.images import decode
 from curation.processes import start_time
+
+logger = logging.getLogger(__name__)
 
 REASON = "crashes_decoder"
 _ID_BYTES = 32
@@ -42,17 +45,24 @@ class Watch:
     """
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
-        self._path = folder / f"{os.getpid()}-{start_time(os.getpid())}.ids"
-        self._path.write_bytes(_EMPTY * _NUM_SLOTS)
-        with self._path.open("r+b") as file:
-            self._slots = mmap.mmap(file.fileno(), 0)
+        self._slots = self._open_slots()
         self._free = list(range(_NUM_SLOTS))
         self._lock = threading.Lock()
         self._passed: set[str] = set()
         self._suspects: set[str] = set()
         self.refresh()
+
+    def _open_slots(self) -> mmap.mmap:
+        path = self._folder / f"{os.getpid()}-{start_time(os.getpid())}.ids"
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_bytes(_EMPTY * _NUM_SLOTS)
+            with path.open("r+b") as file:
+                return mmap.mmap(file.fileno(), 0)
+        except OSError as error:
+            logger.warning("%s: %s; an image that crashes its decoder cannot be found", path, error.strerror)
+            return mmap.mmap(-1, _ID_BYTES * _NUM_SLOTS)
 
     def refresh(self) -> None:
         """Look for processes that have died since; called before each unit of work."""
@@ -61,10 +71,11 @@ class Watch:
             pid, _, started = path.stem.partition("-")
             if not pid.isdigit() or start_time(int(pid)) == started:
                 continue
-            found = {image_id.decode() for image_id in _IMAGE_ID.findall(path.read_bytes())}
-            if found <= self._passed or time.time() - path.stat().st_mtime > _KEPT_S:
-                path.unlink(missing_ok=True)
-            suspects |= found
+            with suppress(OSError):  # another process has cleared it up at the same moment
+                found = {image_id.decode() for image_id in _IMAGE_ID.findall(path.read_bytes())}
+                if found <= self._passed or time.time() - path.stat().st_mtime > _KEPT_S:
+                    path.unlink(missing_ok=True)
+                suspects |= found
         self._suspects = suspects
 
     @contextmanager
@@ -91,7 +102,8 @@ class Watch:
         if not condemned.exists() and _survives(data, limits):
             self._passed.add(image_id)
             return
-        condemned.touch()
+        with suppress(OSError):
+            condemned.touch()
         raise ImageError(REASON, "kills the process that decodes it")
 
 

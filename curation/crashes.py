@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ REASON = "crashes_decoder"
 _ID_BYTES = 32
 _EMPTY = b"-" * _ID_BYTES
 _NUM_SLOTS = 1024
+_LIVED = b"lived"
 _TRIAL_S = 60.0
 _KEPT_S = 7 * 24 * 3600.0
 _IMAGE_ID = re.compile(rb"[0-9a-f]{32}")
@@ -57,12 +59,18 @@ class Watch:
         path = self._folder / f"{os.getpid()}-{start_time(os.getpid())}.ids"
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_ours(self._folder)
             path.write_bytes(_EMPTY * _NUM_SLOTS)
             with path.open("r+b") as file:
                 return mmap.mmap(file.fileno(), 0)
         except OSError as error:
-            logger.warning("%s: %s; an image that crashes its decoder cannot be found", path, error.strerror)
+            logger.warning("%s: %s; an image that crashes its decoder cannot be found", path, error)
+            self._folder = Path(os.devnull)  # what others may have put there is not believed
             return mmap.mmap(-1, _ID_BYTES * _NUM_SLOTS)
+
+    def num_condemned(self) -> int:
+        """Return how many images have been found to crash a decoder on this machine."""
+        return sum(1 for _ in self._folder.glob("*.crashes"))
 
     def refresh(self) -> None:
         """Look for processes that have died since; called before each unit of work."""
@@ -107,6 +115,13 @@ class Watch:
         raise ImageError(REASON, "kills the process that decodes it")
 
 
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder that somebody else could write to: whoever can may condemn images."""
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise OSError(f"{folder} is not a private folder of this user")
+
+
 @cache
 def watch() -> Watch:
     """Return the watch of this process."""
@@ -121,18 +136,19 @@ def _survives(data: bytes, limits: ImagesConfig) -> bool:
         )
     except subprocess.TimeoutExpired:
         return False
-    return done.returncode >= 0 and done.returncode < 128
+    return done.stdout == _LIVED  # a decoder may also end its process in an orderly way
 
 
 def _main(limits: str) -> int:
-    """Decode what stands on standard input; 0 if it decodes, 1 if it is refused."""
+    """Decode what stands on standard input in every way that the pipeline does, and say so at the end."""
     import yaml
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for those who wait for the outcome
-    try:
-        decode(sys.stdin.buffer.read(), parse(ImagesConfig, yaml.safe_load(limits), "limits"))
-    except ImageError:
-        return 1
+    data, checked = sys.stdin.buffer.read(), parse(ImagesConfig, yaml.safe_load(limits), "limits")
+    for min_side_px in (None, 1):
+        with suppress(ImageError):
+            decode(data, checked, min_side_px)
+    sys.stdout.buffer.write(_LIVED)
     return 0
 
 

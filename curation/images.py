@@ -299,6 +299,10 @@ def _narrowed(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.asarray(wide >> shift, dtype=np.uint8)
 
 
+# Profiles that are sRGB by name; others that only speak of it (linear sRGB) are converted.
+_SRGB = frozenset({"sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1", "sRGB IEC61966-2-1 black scaled"})
+
+
 @functools.lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the conversion of a profile to sRGB; None where there is nothing to convert or the profile is broken."""
@@ -306,7 +310,7 @@ def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = str(source.profile.xcolor_space).strip()
         description = str(source.profile.profile_description or "")
-        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode or "sRGB" in description:
+        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode or description in _SRGB:
             return None
         # NOCACHE: without lcms's one-pixel cache a transform may be applied by several threads at a time.
         return ImageCms.ImageCmsTransform(

@@ -20,6 +20,7 @@ import yaml
 
 from curation import config as settings
 from curation.config import RunConfig
+from curation.crashes import watch
 from curation.errors import CurationError, StageError
 from curation.pipelines.context import Context
 from curation.pipelines.lvd142m import build_plan
@@ -65,6 +66,7 @@ class ProcessRunner:
         self._start(context, min(self.num_workers, len(units)))
         waiting = deque(units)
         deaths: Counter[tuple[str, int | None]] = Counter()
+        known = watch().num_condemned()
         failed: BaseException | None = None
         try:
             while True:
@@ -90,7 +92,9 @@ class ProcessRunner:
                         failed = failed or value
                     elif kind == "died" and unit is not None:
                         place = (unit.collection, unit.shard)
-                        deaths[place] += 1
+                        condemned = watch().num_condemned()
+                        deaths[place] = deaths[place] + 1 if condemned == known else 1  # one more image was found
+                        known = condemned
                         self._replace(context, worker)
                         if deaths[place] < _DEATHS_OF_A_UNIT:
                             waiting.appendleft(unit)

@@ -22,7 +22,7 @@ from curation.pipelines.units import Done, Unit
 from curation.pipelines.work import execute
 from curation.store import Run
 
-_RETRIES = 3
+_RETRIES = 8  # of a unit; a poisonous image costs two
 _POLL_S = 0.5
 
 

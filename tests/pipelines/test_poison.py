@@ -11,6 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
+from curation.config import ImagesConfig
+from curation.crashes import Watch
 from curation.store import Run
 
 # What a broken native decoder does, at bytes that only the poisonous image has.
@@ -83,3 +85,30 @@ def test_a_run_that_died_with_its_only_process_goes_on_when_it_is_run_again(site
     reasons = Run(folder / "run").read_table("pool", "fetch", 0, ["reject_reason"]).column(0).to_pylist()
     assert reasons.count("crashes_decoder") == 1
     assert reasons.count(None) == 8
+
+
+def test_many_poisonous_images_in_a_shard_cost_as_many_rows(site):
+    folder, environment = site
+    for index in range(5):
+        (folder / "pool" / f"5-{index}.jpg").write_bytes(_with_marker(_jpeg(200 + index)))
+
+    done = _run(folder, environment, "--workers", "1")
+
+    assert done.returncode == 0, done.stderr
+    reasons = Run(folder / "run").read_table("pool", "fetch", 0, ["reject_reason"]).column(0).to_pylist()
+    assert reasons.count("crashes_decoder") == 6
+    assert reasons.count(None) == 8
+
+
+def test_a_folder_that_others_can_write_to_is_not_believed(tmp_path, caplog):
+    image_id = "0" * 32
+    (tmp_path / "watch").mkdir(mode=0o777)
+    (tmp_path / "watch").chmod(0o777)
+    (tmp_path / "watch" / "999999-1.ids").write_text(image_id)
+    (tmp_path / "watch" / f"{image_id}.crashes").touch()
+
+    watch = Watch(tmp_path / "watch")
+
+    with watch.at_work(image_id, _jpeg(1), ImagesConfig()):
+        pass
+    assert "not a private folder" in caplog.text

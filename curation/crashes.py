@@ -34,6 +34,7 @@ _ID_BYTES = 32
 _EMPTY = b"-" * _ID_BYTES
 _NUM_SLOTS = 1024
 _LIVED = b"lived"
+_making = threading.Lock()  # a second file of the same name would cut the first one off under its map
 _TRIAL_S = 60.0
 _KEPT_S = 7 * 24 * 3600.0
 _IMAGE_ID = re.compile(rb"[0-9a-f]{32}")
@@ -122,9 +123,14 @@ def _check_ours(folder: Path) -> None:
         raise OSError(f"{folder} is not a private folder of this user")
 
 
-@cache
 def watch() -> Watch:
-    """Return the watch of this process."""
+    """Return the watch of this process, made by the first thread that asks."""
+    with _making:
+        return _watch()
+
+
+@cache
+def _watch() -> Watch:
     return Watch(Path(tempfile.gettempdir()) / f"curation-decoding-{os.getuid()}")
 
 

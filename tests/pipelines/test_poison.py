@@ -112,3 +112,24 @@ def test_a_folder_that_others_can_write_to_is_not_believed(tmp_path, caplog):
     with watch.at_work(image_id, _jpeg(1), ImagesConfig()):
         pass
     assert "not a private folder" in caplog.text
+
+
+def test_threads_that_ask_at_once_share_one_watch(tmp_path):
+    asked = (
+        "import concurrent.futures, curation.crashes as c\n"
+        "with concurrent.futures.ThreadPoolExecutor(16) as pool:\n"
+        "    print(len(set(map(id, pool.map(lambda _: c.watch(), range(64))))))"
+    )
+
+    counts = [
+        subprocess.run(
+            [sys.executable, "-c", asked],
+            env=os.environ | {"TMPDIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for _ in range(3)
+    ]
+
+    assert counts == ["1"] * 3

@@ -1,7 +1,8 @@
 """Does the demo end the same after ``kill -9`` at ten random instants? ``make check-resume`` runs this.
 
-One demo runs undisturbed; a second, at the same port and path (URLs are part of the data), is killed ten times, then runs to its
-end. Their manifests must have the same digest, their teachers the same bytes, and no fetched byte may stay behind.
+One demo runs undisturbed; a second, at the same port and path (URLs are part of the data), is killed ten times,
+then runs to its end. Their manifests must have the same digest, their teachers the same tensors, and no fetched byte
+may stay behind.
 """
 
 import argparse

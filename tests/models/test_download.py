@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import os
 import re
@@ -278,7 +279,7 @@ def test_a_server_that_speaks_no_http_is_a_clear_error(tmp_path):
         def answer():
             for _ in range(2):
                 connection, _ = other.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     connection.recv(4096)
                     connection.sendall(b"\x1b[31mSSH-2.0-anything\r\n")
 
@@ -360,7 +361,7 @@ def test_https_goes_through_the_environments_proxy_and_this_machine_does_not(ser
         def refuse():
             for _ in range(2):
                 connection, _ = proxy.accept()
-                with connection:
+                with connection, contextlib.suppress(OSError):
                     asked.append(connection.recv(4096).split(b"\r\n")[0])
                     connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 

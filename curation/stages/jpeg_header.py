@@ -16,6 +16,8 @@ from curation import containers
 _FRAMES = (0xC0, 0xC1)  # baseline and extended sequential, Huffman
 _OTHER_FRAMES = frozenset(range(0xC2, 0xD0)) - {0xC4, 0xC8}  # progressive, lossless, arithmetic
 
+_MAX_CODES = 2048  # bytes of codes that are taken in together; those of most files are 432
+
 Code = tuple[bytes, bytes]  # how many codes of each length 1 to 16, and their symbols
 
 
@@ -39,11 +41,19 @@ def read_header(data: bytes) -> Header | None:
     """Read the markers up to the only scan; None if anything is not plain baseline JPEG."""
     if data[:3] != b"\xff\xd8\xff":
         return None
-    header, place = Header(), 2
+    header, place, is_first_code = Header(), 2, True
     while place + 4 <= len(data):
         if data[place] != 0xFF:
             return None
         marker = data[place + 1]
+        if marker == 0xC4 and is_first_code:  # most files have nothing but those of common encoders up to the scan
+            is_first_code = False
+            end = data.find(b"\xff\xda", place, place + _MAX_CODES)
+            codes = _codes_of_segments(data[place:end]) if end > 0 else None
+            if codes is not None:
+                header.codes.update(codes)
+                place = end
+                continue
         length = int.from_bytes(data[place + 2 : place + 4], "big")
         body = data[place + 4 : place + 2 + length]
         if length < 2 or len(body) != length - 2 or marker in _OTHER_FRAMES or not 0xC0 <= marker <= 0xFE:
@@ -104,6 +114,20 @@ def _quantisation(body: bytes) -> dict[int, npt.NDArray[np.int64]] | None:
         tables[name] = np.frombuffer(body[1 : 1 + size], ">u2" if wide else np.uint8).astype(np.int64)
         body = body[1 + size :]
     return tables
+
+
+@functools.lru_cache(maxsize=256)
+def _codes_of_segments(segments: bytes) -> dict[int, Code] | None:
+    """Return the codes of whole segments; None if there is anything else."""
+    codes: dict[int, Code] = {}
+    while segments:
+        end = 2 + int.from_bytes(segments[2:4], "big")
+        own = _codes(segments[4:end]) if 4 <= end <= len(segments) and segments[:2] == b"\xff\xc4" else None
+        if own is None:
+            return None
+        codes |= own
+        segments = segments[end:]
+    return codes
 
 
 @functools.lru_cache(maxsize=256)

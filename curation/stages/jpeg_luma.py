@@ -19,6 +19,7 @@ from curation.stages import jpeg_scan
 from curation.stages.jpeg_header import Code, Header, read_header
 
 UNITS = 64  # a grey level has this many steps in a small picture
+_AXIS_PX = 512  # an axis longer than this is computed each time, a small part of reading its picture
 _BASIS_UX = np.cos(np.outer(np.arange(8), 2 * np.arange(8) + 1) * np.pi / 16) / 2
 _BASIS_UX[0] /= np.sqrt(2)
 
@@ -69,7 +70,9 @@ def small_luma(data: bytes, limits: ImagesConfig, side_px: int) -> npt.NDArray[n
     ):
         return None
     small = np.zeros((side_px, side_px), np.uint16)
-    jpeg_scan.shrink(blocks_YKX, header.width, header.height, kept, _BASIS_UX, UNITS, small)
+    jpeg_scan.shrink(
+        blocks_YKX, *_axis(header.width, kept, side_px), *_axis(header.height, kept, side_px), UNITS, small
+    )
     return _upright(small, header.orientation)
 
 
@@ -103,6 +106,15 @@ def _upright(small: npt.NDArray[np.uint16], orientation: int) -> npt.NDArray[np.
     if orientation in (2, 3, 6, 7):
         small = small[:, ::-1]
     return np.ascontiguousarray(small)
+
+
+def _axis(num_px: int, kept: int, side_px: int) -> tuple[jpeg_scan.Floats, jpeg_scan.Ints]:
+    return _axis_kept(num_px, kept, side_px) if num_px <= _AXIS_PX else jpeg_scan.axis(num_px, kept, _BASIS_UX, side_px)
+
+
+@functools.lru_cache(maxsize=64)  # photos share few lengths of sides; 32 to 82 kB each at 32 px
+def _axis_kept(num_px: int, kept: int, side_px: int) -> tuple[jpeg_scan.Floats, jpeg_scan.Ints]:
+    return jpeg_scan.axis(num_px, kept, _BASIS_UX, side_px)
 
 
 @functools.lru_cache(maxsize=64)

@@ -19,6 +19,7 @@ SHORT_BITS = 10  # codes up to this long are found in one step
 LONG_BITS = 12  # several codes that fit into so many bits are stepped over at once
 MAX_CODE_BITS = 16
 PADDING = 128  # words
+_CHUNK = 16  # bytes
 _END = 256  # places that an end of block goes on: behind any block
 _ZIGZAG = np.array(  # place -> row * 8 + column; the first 36 go along the diagonals
     [
@@ -29,6 +30,7 @@ _ZIGZAG = np.array(  # place -> row * 8 + column; the first 36 go along the diag
 )
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Tables = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Ints, npt.NDArray[np.uint8]]
 
 
@@ -46,8 +48,18 @@ def unstuff(data: npt.NDArray[np.uint8], place: int, plain: npt.NDArray[np.uint8
         Words, or -1 if the file ends early, or another marker or another number of intervals is found.
     """
     num_spans = start = to = 0
-    room = plain.shape[0] - 8
+    room = plain.shape[0] - _CHUNK
     while place + 1 < data.shape[0] and to < room:
+        while place + _CHUNK < data.shape[0] and to < room:  # most chunks are copied whole
+            num_markers = 0
+            for index in range(_CHUNK):
+                num_markers += data[np.uint64(place + index)] == 0xFF
+            if num_markers > 0:
+                break
+            for index in range(_CHUNK):
+                plain[np.uint64(to + index)] = data[np.uint64(place + index)]
+            place += _CHUNK
+            to += _CHUNK
         byte = data[place]
         place += 1
         if byte != 0xFF:
@@ -258,9 +270,16 @@ def read(
 
 
 @compiled
-def _axis(num_px: Any, kept: Any, basis_UX: Any, weights_BUO: Any, range_B2: Any) -> None:
-    """Fill the weight of each block's coefficients in each small pixel of one axis, and which pixels it reaches."""
-    side = weights_BUO.shape[2]
+def axis(num_px: int, kept: int, basis_UX: Floats, side: int) -> tuple[Floats, Ints]:
+    """Return the weight of each block's coefficients in each small pixel of one axis, and which pixels it reaches.
+
+    Args:
+        num_px: Pixels of the picture, without what fills its last block.
+        kept: Diagonals of coefficients.
+        basis_UX: One-dimensional cosine basis, unit length.
+        side: Small pixels.
+    """
+    weights_BUO, range_B2 = np.zeros(((num_px + 7) // 8, kept, side)), np.zeros(((num_px + 7) // 8, 2), np.int64)
     scale = num_px / side
     reach = max(scale, 1.0)
     range_B2[:, 0] = side
@@ -277,15 +296,16 @@ def _axis(num_px: Any, kept: Any, basis_UX: Any, weights_BUO: Any, range_B2: Any
             range_B2[block, 1] = max(range_B2[block, 1], out + 1)
             for u in range(kept):
                 weights_BUO[block, u, out] += weight * basis_UX[u, px & 7]
+    return weights_BUO, range_B2
 
 
 @compiled
 def shrink(
     blocks_YKX: npt.NDArray[np.float32],
-    width: int,
-    height: int,
-    kept: int,
-    basis_UX: npt.NDArray[np.float64],
+    wide_BUO: Floats,
+    wide_B2: Ints,
+    high_BUO: Floats,
+    high_B2: Ints,
     units: int,
     small: npt.NDArray[np.uint16],
 ) -> None:
@@ -293,18 +313,14 @@ def shrink(
 
     Args:
         blocks_YKX: From ``read``.
-        width: Pixels of the picture, without what fills its last blocks.
-        height: Likewise.
-        kept: Diagonals of coefficients, kept * (kept + 1) / 2 = K.
-        basis_UX: One-dimensional cosine basis, unit length.
+        wide_BUO: From ``axis``, for the width; U * (U + 1) / 2 = K.
+        wide_B2: Likewise. Blocks behind it fill a unit and are not looked at.
+        high_BUO: For the height.
+        high_B2: Likewise.
         units: Steps of a grey level.
         small: Receives the picture.
     """
-    rows, columns, side = blocks_YKX.shape[0], blocks_YKX.shape[2], small.shape[0]
-    wide_BUO, wide_B2 = np.zeros((columns, kept, side)), np.zeros((columns, 2), np.int64)
-    high_BUO, high_B2 = np.zeros((rows, kept, side)), np.zeros((rows, 2), np.int64)
-    _axis(width, kept, basis_UX, wide_BUO, wide_B2)
-    _axis(height, kept, basis_UX, high_BUO, high_B2)
+    rows, columns, kept, side = high_B2.shape[0], wide_B2.shape[0], wide_BUO.shape[1], small.shape[0]
     lines_OUX = np.zeros((side, kept, columns))
     for row in range(rows):
         for k in range(blocks_YKX.shape[1]):
@@ -313,13 +329,18 @@ def shrink(
                 weight = high_BUO[row, v, out]
                 for column in range(columns):
                     lines_OUX[out, u, column] += weight * blocks_YKX[row, k, column]
-    sums = np.zeros(side)
+    lines_UXO = np.empty((kept, columns, side))
     for y in range(side):
-        sums[:] = 0
         for u in range(kept):
             for column in range(columns):
-                value = lines_OUX[y, u, column]
-                for out in range(wide_B2[column, 0], wide_B2[column, 1]):
-                    sums[out] += value * wide_BUO[column, u, out]
+                lines_UXO[u, column, y] = lines_OUX[y, u, column]
+    sums_XY = np.zeros((side, side))
+    for u in range(kept):
+        for column in range(columns):
+            for x in range(wide_B2[column, 0], wide_B2[column, 1]):
+                weight = wide_BUO[column, u, x]
+                for y in range(side):
+                    sums_XY[x, y] += weight * lines_UXO[u, column, y]
+    for y in range(side):
         for x in range(side):
-            small[y, x] = np.uint16(min(max((sums[x] + 128) * units + 0.5, 0.0), 255.0 * units))
+            small[y, x] = np.uint16(min(max((sums_XY[x, y] + 128) * units + 0.5, 0.0), 255.0 * units))

@@ -73,6 +73,48 @@ def test_lossless_rewriting_of_the_codes_gives_equal_levels():
         assert (small_luma(jpeg(photo(), **options), LIMITS, SIDE_PX) == plain).all()
 
 
+def segments(data):
+    """Split a file into what is before its codes, each segment of codes, and what is behind them."""
+    first = place = data.index(b"\xff\xc4")
+    codes = []
+    while data[place : place + 2] == b"\xff\xc4":
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        codes.append(data[place:end])
+        place = end
+    return data[:first], codes, data[place:]
+
+
+def test_codes_may_come_in_any_segments():
+    data = jpeg(photo())
+    plain = small_luma(data, LIMITS, SIDE_PX)
+    head, codes, scan = segments(data)
+    body = b"".join(code[4:] for code in codes)
+    at_once = b"\xff\xc4" + (2 + len(body)).to_bytes(2, "big") + body
+    comment = b"\xff\xfe\0\x06\xff\xda\0\0"  # it holds what a scan starts with
+    stale = codes[0][:-1] + bytes([codes[0][-1] ^ 1])  # the last one of a name counts
+
+    assert len(codes) > 1
+    for written in (
+        head + at_once + scan,
+        head[:2] + at_once + head[2:] + scan,
+        head + codes[0] + comment + b"".join(codes[1:]) + scan,
+        head + stale + at_once + scan,
+        head[:2] + stale + head[2:] + at_once + scan,
+        head[:2] + b"\xff\xc4\0\2" + head[2:] + at_once + scan,
+    ):
+        assert (small_luma(written, LIMITS, SIDE_PX) == plain).all()
+    assert small_luma(head + at_once[:-1] + scan, LIMITS, SIDE_PX) is None
+
+
+@pytest.mark.parametrize("size", [(300, 512), (300, 513), (2000, 1990)])
+def test_axes_that_are_kept_are_those_that_are_not(size):
+    data = jpeg(photo(*size))
+
+    first, again = small_luma(data, LIMITS, SIDE_PX), small_luma(data, LIMITS, SIDE_PX)
+    assert (first == again).all()
+    assert np.abs(levels(first) - from_pixels(data)).mean() < 0.7
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright(orientation):
     exif = Image.Exif()

@@ -4,7 +4,7 @@
 
     output/train.json                          settings and the manifest's digest, written first
     output/log.jsonl                           one line a step
-    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…
+    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
     output/checkpoints/step_00000020.json      step, counters, settings, digest; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
 

@@ -104,10 +104,10 @@ class HeadConfig(Settings):
 
 
 class HeadsConfig(Settings):
-    """The two separate heads."""
+    """The heads of student and teacher."""
 
     dino: HeadConfig = Field(default_factory=HeadConfig, description="On class tokens.")
-    ibot: HeadConfig = Field(default_factory=HeadConfig, description="On masked patches.")
+    ibot: HeadConfig | None = Field(None, description="On masked patches; null: both share the one on class tokens.")
 
 
 class LossesConfig(Settings):
@@ -117,9 +117,27 @@ class LossesConfig(Settings):
     ibot_weight: float = Field(1.0, ge=0)
     koleo_weight: float = Field(0.1, ge=0, description="For each of the two global crops.")
     student_temp: float = Field(0.1, gt=0)
+    centring: Literal["sinkhorn_knopp", "softmax"] = Field(
+        "sinkhorn_knopp",
+        description="How the teacher's scores become targets. softmax: minus a running mean of them (DINO, iBOT).",
+    )
     sinkhorn_rounds: int = Field(3, ge=1, le=100)
-    masked_share: float = Field(0.5, gt=0, le=1, description="Share of the global crops that get a mask.")
+    centre_momentum: float = Field(0.9, ge=0, lt=1, description="Of the running mean of softmax centring.")
+    masked_share: float = Field(0.5, ge=0, le=1, description="Share of the global crops that get a mask.")
     mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="Share of patches masked, from and to.")
+    mask_count: Literal["exact", "reference"] = Field(
+        "exact",
+        description=(
+            "exact: each mask has the patches asked for, so shapes never change; reference: some have fewer, as in the "
+            "published code."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _masks_for_ibot(self) -> Self:
+        if self.ibot_weight and not self.masked_share:
+            raise ValueError("ibot_weight needs masks: set masked_share above 0, or ibot_weight to 0")
+        return self
 
     @model_validator(mode="after")
     def _mask_ratio(self) -> Self:
@@ -209,6 +227,12 @@ class TrainConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    @model_validator(mode="after")
+    def _every_head_learns(self) -> Self:
+        if self.heads.ibot is not None and not self.losses.ibot_weight:
+            raise ValueError("heads.ibot learns nothing while losses.ibot_weight is 0; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:

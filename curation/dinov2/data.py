@@ -252,9 +252,7 @@ class Batches:
             local = _crop_major([sample.views.local_V3HW for sample in samples])
             stacks.append((local, colour.plan(numbers, crops, crops.blur_p[2], 0.0)))
         side = crops.global_px // config.model.patch_px
-        mask = masks.batch_masks(
-            config.seed, step, len(samples), (side, side), config.losses.masked_share, config.losses.mask_ratio
-        )
+        mask = masks.batch_masks(config.seed, step, len(samples), (side, side), config.losses)
         return Batch(step, stacks, torch.from_numpy(mask), sum(sample.replaced for sample in samples))
 
 

@@ -1,4 +1,4 @@
-"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and the teacher's Sinkhorn-Knopp.
+"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and what makes targets of the teacher's scores.
 
 Everything here runs in float32 whatever the model runs in. Cross-entropy is logsumexp(s/T) − ⟨p, s⟩/T: the value and
 gradient of −Σ p log softmax(s/T) without a second (rows, K) tensor.
@@ -29,6 +29,16 @@ def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3) -> Te
         log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True) + share
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp()
+
+
+@torch.no_grad()
+def centred_softmax(scores_NK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
+    """Return softmax((scores − centre) / temperature) of each row, (N, K).
+
+    Source:
+        Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (centring and sharpening).
+    """
+    return torch.softmax((scores_NK.float() - centre_K) / temperature, dim=1)
 
 
 def cross_entropy(p_NK: Tensor, scores_NK: Tensor, temperature: float, mass: float = 1.0) -> Tensor:

@@ -15,14 +15,21 @@ BRANCHES = 2  # attention and feed-forward
 
 
 class Network(nn.Module):
-    """A backbone with a head for class tokens and one for patches."""
+    """A backbone with a head for class tokens, which patches share unless they have one of their own."""
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         dim = config.model.shape.dim
         self.backbone = VisionTransformer(config.model, config.crops.global_px)
         self.dino_head = ProjectionHead(dim, config.heads.dino)
-        self.ibot_head = ProjectionHead(dim, config.heads.ibot)
+        if config.heads.ibot is not None:
+            self.ibot_head = ProjectionHead(dim, config.heads.ibot)
+
+    @property
+    def patch_head(self) -> ProjectionHead:
+        """Return the head that masked patches go through."""
+        head: ProjectionHead = self._modules.get("ibot_head") or self.dino_head
+        return head
 
 
 def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
@@ -30,6 +37,8 @@ def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = Network(config)
+    if not config.losses.masked_share:
+        student.backbone.mask_token.requires_grad_(False)
     teacher = copy.deepcopy(student).requires_grad_(False)
     return student, teacher
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from curation.dinov2 import losses, monitors
+from curation.dinov2.centring import Centrings
 from curation.dinov2.config import LossesConfig
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.model import KeptRows
@@ -42,12 +43,12 @@ class Targets:
 
     Attributes:
         dino_VBK: Assignments of the class tokens of each global crop.
-        ibot_MK: Assignments of the masked patches.
+        ibot_MK: Assignments of the masked patches; None where the objective has no iBOT.
         monitors: Figures about the teacher, tensors without gradient.
     """
 
     dino_VBK: Tensor
-    ibot_MK: Tensor
+    ibot_MK: Tensor | None
     monitors: dict[str, Tensor]
 
 
@@ -61,19 +62,23 @@ class Outcome:
 
 
 @torch.no_grad()
-def teacher_targets(teacher: Network, inputs: Inputs, temperature: float, rounds: int) -> Targets:
+def teacher_targets(
+    teacher: Network, inputs: Inputs, temperature: float, config: LossesConfig, centrings: Centrings
+) -> Targets:
     """Return the teacher's assignments: it sees whole global crops only."""
     (features,) = teacher.backbone([inputs.views[0]])
-    patches_MD = features.patches_NPD.flatten(0, 1).index_select(0, inputs.masked_M)
-    dino_scores, ibot_scores = teacher.dino_head(features.cls_ND), teacher.ibot_head(patches_MD)
-    dino = losses.sinkhorn_knopp(dino_scores, temperature, rounds)
-    ibot = losses.sinkhorn_knopp(ibot_scores, temperature, rounds)
+    dino_scores = teacher.dino_head(features.cls_ND)
+    dino = centrings.dino.assign(dino_scores, temperature)
     figures = {
         "teacher_entropy": monitors.entropy(dino),
-        "teacher_entropy_patches": monitors.entropy(ibot),
         "prototypes_used": monitors.prototypes_used(dino_scores),
         "rank": monitors.effective_rank(features.cls_ND),
     }
+    ibot = None
+    if config.ibot_weight:
+        patches_MD = features.patches_NPD.flatten(0, 1).index_select(0, inputs.masked_M)
+        ibot = centrings.ibot.assign(teacher.patch_head(patches_MD), temperature)
+        figures["teacher_entropy_patches"] = monitors.entropy(ibot)
     return Targets(dino.view(NUM_GLOBAL, -1, dino.shape[1]), ibot, figures)
 
 
@@ -85,26 +90,24 @@ def objective(
     The DINO terms are divided by the number of (view, teacher view) pairs, 2 + 2 · local crops: each crop against both
     teacher views, a global crop only against the other one.
     """
-    encoded = student.backbone(inputs.views, [inputs.mask_NP] + [None] * (len(inputs.views) - 1), kept)
+    mask_NP = inputs.mask_NP if config.masked_share else None
+    encoded = student.backbone(inputs.views, [mask_NP] + [None] * (len(inputs.views) - 1), kept)
     whole = encoded[0]
     scores = student.dino_head(torch.cat([features.cls_ND for features in encoded]))
     scores = scores.split([len(features.cls_ND) for features in encoded])
-    patches_MD = whole.patches_NPD.flatten(0, 1).index_select(0, inputs.masked_M)
     views, images, _ = targets.dino_VBK.shape
     temperature = config.student_temp
     num_local = len(scores[1]) // images if len(scores) > 1 else 0
     pairs = views + views * num_local
 
     swapped = targets.dino_VBK.flip(0).flatten(0, 1)
-    parts = {
-        "loss_dino_global": (
-            config.dino_weight * views / pairs * losses.dino_global_loss(swapped, scores[0], temperature)
-        ),
-        "loss_ibot": config.ibot_weight
-        * losses.ibot_loss(
-            targets.ibot_MK, student.ibot_head(patches_MD), inputs.weight_M, len(whole.cls_ND), temperature
-        ),
-    }
+    global_loss = losses.dino_global_loss(swapped, scores[0], temperature)
+    parts = {"loss_dino_global": config.dino_weight * views / pairs * global_loss}
+    if targets.ibot_MK is not None:
+        patches_MD = whole.patches_NPD.flatten(0, 1).index_select(0, inputs.masked_M)
+        answers_MK = student.patch_head(patches_MD)
+        ibot = losses.ibot_loss(targets.ibot_MK, answers_MK, inputs.weight_M, len(whole.cls_ND), temperature)
+        parts["loss_ibot"] = config.ibot_weight * ibot
     if num_local:
         local = losses.dino_local_loss(targets.dino_VBK, scores[1], temperature)
         parts["loss_dino_local"] = config.dino_weight / pairs * local

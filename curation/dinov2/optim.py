@@ -53,7 +53,9 @@ class Optimizer:
     def __init__(self, student: Network, config: OptimConfig) -> None:
         self._student = student
         self._config = config
-        self._names: dict[str, nn.Parameter] = dict(student.named_parameters())
+        self._names: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad
+        }
         groups: dict[Multipliers, list[nn.Parameter]] = {}
         for name, parameter in self._names.items():
             key = multipliers(name, student.backbone.config.shape.depth, config.layer_decay, config.patch_embed_lr_mult)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from curation.dinov2 import colour, export
+from curation.dinov2.centring import Centrings
 from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, ManifestImages
@@ -142,6 +143,7 @@ class _Run:
         student, teacher = student_and_teacher(config)
         self._student, self._teacher = student.to(device), teacher.to(device)
         self._optimizer = Optimizer(self._student, config.optim)
+        self._centrings = Centrings(config, device)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16" and device.type != "cpu"
 
@@ -155,6 +157,7 @@ class _Run:
             for kind, network in (("student", self._student), ("teacher", self._teacher)):
                 network.load_state_dict(_under(tensors, kind))
             self._optimizer.restore(tensors, progress.num_updates)
+            self._centrings.restore(tensors)
         except (RuntimeError, KeyError) as error:
             raise TrainError(f"{path}: does not fit these settings: {error}") from error
         self.progress, self._saved = progress, path
@@ -209,7 +212,7 @@ class _Run:
         inputs = self._inputs(batch)
         kept = kept_rows(config, batch.step, self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            targets = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses.sinkhorn_rounds)
+            targets = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses, self._centrings)
             outcome = objective(self._student, inputs, targets, config.losses, kept)
         figures = _floats(outcome)
         skipped = not math.isfinite(figures["loss"])
@@ -222,6 +225,7 @@ class _Run:
         if not skipped:
             self._optimizer.step(now)
             update_teacher(self._student, self._teacher, now.momentum)
+            self._centrings.update()
         figures |= vars(now)
         return self._report(batch, figures, skipped)
 
@@ -264,6 +268,7 @@ class _Run:
             **{f"student/{name}": value for name, value in self._student.state_dict().items()},
             **{f"teacher/{name}": value for name, value in self._teacher.state_dict().items()},
             **self._optimizer.state(),
+            **self._centrings.state(),
         }
         self._write_teacher()
         self._saved = self._checkpoints.save(self.progress, tensors)

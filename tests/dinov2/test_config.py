@@ -17,11 +17,13 @@ from curation.errors import ConfigError
         ("schedule.warmup_steps=200000", "warmup_steps 200000 is more than steps 125000"),
         ("losses.mask_ratio=[0.5,0.1]", "mask_ratio must rise"),
         ("data.batch_size=1", "must be at least 2"),
+        ("losses.masked_share=0", "ibot_weight needs masks"),
+        ("losses={ibot_weight: 0, masked_share: 0}", "heads.ibot learns nothing"),
         ("nosuch.key=1", "unknown key"),
     ],
 )
 def test_a_mistake_is_refused_with_its_reason(tmp_path, change, message):
-    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "empty.yaml").write_text("heads: {ibot: {}}\n")
 
     with pytest.raises(ConfigError, match=message):
         load(TrainConfig, tmp_path / "empty.yaml", [change])

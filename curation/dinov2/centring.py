@@ -7,6 +7,7 @@ from torch import Tensor
 
 from curation.dinov2 import losses
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.world import ALONE, World
 
 
 class Centring(Protocol):
@@ -20,14 +21,15 @@ class Centring(Protocol):
 
 
 class SinkhornKnopp:
-    """Equal use of all prototypes within the batch; remembers nothing."""
+    """Equal use of all prototypes within the batch of all processes; remembers nothing."""
 
-    def __init__(self, rounds: int) -> None:
+    def __init__(self, rounds: int, world: World = ALONE) -> None:
         self._rounds = rounds
+        self._world = world
 
     def assign(self, scores_NK: Tensor, temperature: float) -> Tensor:
         """Return the assignment of each row to the prototypes, (N, K)."""
-        return losses.sinkhorn_knopp(scores_NK, temperature, self._rounds)
+        return losses.sinkhorn_knopp(scores_NK, temperature, self._rounds, self._world)
 
     def update(self) -> None:
         """Do nothing: there is no state."""
@@ -36,19 +38,40 @@ class SinkhornKnopp:
 class RunningCentre:
     """Softmax around a running mean of the scores of earlier steps: a step never sees its own mean.
 
+    Args:
+        prototypes: Scores of a row.
+        momentum: What is kept of the mean in each step.
+        device: Where scores are.
+        world: Processes that share the mean.
+        each_process_equal: Average the processes' means, however many rows each has, as the published code does.
+
     Attributes:
         value_K: The mean, float32; zero at first.
     """
 
-    def __init__(self, prototypes: int, momentum: float, device: torch.device) -> None:
+    def __init__(
+        self,
+        prototypes: int,
+        momentum: float,
+        device: torch.device,
+        world: World = ALONE,
+        *,
+        each_process_equal: bool = False,
+    ) -> None:
         self.value_K = torch.zeros(prototypes, device=device)
         self._momentum = momentum
+        self._world = world
+        self._each_process_equal = each_process_equal
         self._pending_K: Tensor | None = None
 
     def assign(self, scores_NK: Tensor, temperature: float) -> Tensor:
         """Return the assignment of each row to the prototypes, (N, K); remember the rows' mean."""
-        if len(scores_NK):
-            self._pending_K = scores_NK.detach().float().mean(dim=0)
+        scores = scores_NK.detach().float()
+        if self._each_process_equal:
+            self._pending_K = self._world.mean(scores.mean(dim=0))
+        else:
+            num_rows = self._world.sum(torch.tensor(float(len(scores)), device=scores.device))
+            self._pending_K = self._world.sum(scores.sum(dim=0)) / num_rows
         return losses.centred_softmax(scores_NK, self.value_K, temperature)
 
     def update(self) -> None:
@@ -64,19 +87,21 @@ class Centrings:
     Args:
         config: Settings of the run.
         device: Where scores are.
+        world: Processes that train together.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, world: World = ALONE) -> None:
         wanted = config.losses
         self._centres: dict[str, RunningCentre] = {}
         if wanted.centring == "sinkhorn_knopp":
-            self.dino: Centring = SinkhornKnopp(wanted.sinkhorn_rounds)
+            self.dino: Centring = SinkhornKnopp(wanted.sinkhorn_rounds, world)
             self.ibot: Centring = self.dino
             return
         dino = config.heads.dino.prototypes
         ibot = dino if config.heads.ibot is None else config.heads.ibot.prototypes
+        equal = wanted.centre_weighting == "processes"
         self._centres = {
-            name: RunningCentre(prototypes, wanted.centre_momentum, device)
+            name: RunningCentre(prototypes, wanted.centre_momentum, device, world, each_process_equal=equal)
             for name, prototypes in (("dino", dino), ("ibot", ibot))
         }
         self.dino, self.ibot = self._centres["dino"], self._centres["ibot"]

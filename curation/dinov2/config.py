@@ -123,6 +123,17 @@ class LossesConfig(Settings):
     )
     sinkhorn_rounds: int = Field(3, ge=1, le=100)
     centre_momentum: float = Field(0.9, ge=0, lt=1, description="Of the running mean of softmax centring.")
+    centre_weighting: Literal["rows", "processes"] = Field(
+        "rows",
+        description="rows: the mean of all rows; processes: that of each process's mean, as in the published code.",
+    )
+    koleo_scope: Literal["global", "local"] = Field(
+        "global",
+        description=(
+            "Among which images KoLeo looks for neighbours. global: all of the step; local: those of a process's "
+            "micro-batch, as in the published code."
+        ),
+    )
     masked_share: float = Field(0.5, ge=0, le=1, description="Share of the global crops that get a mask.")
     mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="Share of patches masked, from and to.")
     mask_count: Literal["exact", "reference"] = Field(
@@ -192,7 +203,13 @@ class ScheduleConfig(Settings):
 class DataConfig(Settings):
     """Reading the manifest's images."""
 
-    batch_size: int = Field(64, ge=2, description="Images a step; all of them on this machine.")
+    batch_size: int = Field(64, ge=2, description="Images a step, over all processes and micro-batches.")
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Parts that each process works through one after the other; same losses, less memory.",
+    )
     workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
     prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")
     max_replacements: int = Field(16, ge=0, description="Unreadable images in a row before the run stops.")
@@ -215,6 +232,9 @@ class TrainConfig(Settings):
     """Everything about a training run but the manifest and the output folder."""
 
     seed: int = Field(0, ge=0, lt=2**63)
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several processes share the model. ddp: each has all of it; fsdp: each has a part."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="Of activations on a GPU; weights, losses and everything on a CPU stay float32."
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from curation.dinov2.model import VisionTransformer
+from curation.dinov2.tensors import whole
 
 _TIMM_NAMES = (("register_tokens", "reg_token"), (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
 
@@ -16,7 +17,7 @@ def timm_state(backbone: VisionTransformer) -> dict[str, Tensor]:
     The mask token is left out. With registers timm keeps no position embedding of the class token, so it is added to
     the token itself: the same sum.
     """
-    state = {name: value.detach().cpu() for name, value in backbone.state_dict().items() if name != "mask_token"}
+    state = {name: whole(value.detach()).cpu() for name, value in backbone.state_dict().items() if name != "mask_token"}
     if backbone.config.registers:
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]

@@ -4,29 +4,30 @@ Everything here runs in float32 whatever the model runs in. Cross-entropy is log
 gradient of −Σ p log softmax(s/T) without a second (rows, K) tensor.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from curation.dinov2.world import ALONE, World
 
 KOLEO_EPS = 1e-8
 
 
 @torch.no_grad()
-def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3) -> Tensor:
+def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3, world: World = ALONE) -> Tensor:
     """Return the teacher's assignment of rows to prototypes, (N, K), each row summing to 1.
 
-    Each round makes every prototype equally used, then every row sum to one. It runs on logarithms, so no temperature
-    overflows.
+    Each round makes every prototype equally used by the rows of all processes, then every row sum to one. It runs on
+    logarithms, so no temperature overflows.
 
     Source:
         Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments"; Cuturi 2013.
     """
     log_q = scores_NK.float() / temperature
-    share = math.log(scores_NK.shape[0] / scores_NK.shape[1])
+    num_rows = world.sum(torch.tensor(float(scores_NK.shape[0]), device=scores_NK.device))
+    share = (num_rows / scores_NK.shape[1]).log()
     for _ in range(rounds):
-        log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True) + share
+        log_q = log_q - world.logsumexp(torch.logsumexp(log_q, dim=0, keepdim=True)) + share
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp()
 

@@ -236,7 +236,7 @@ class TrainConfig(Settings):
         "ddp", description="How several processes share the model. ddp: each has all of it; fsdp: each has a part."
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of activations on a GPU; weights, losses and everything on a CPU stay float32."
+        "float32", description="Of activations; weights, optimiser and losses stay float32."
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     crops: CropsConfig = Field(default_factory=CropsConfig)

@@ -231,9 +231,9 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x_NCHW)
         if mask_NP is not None:
             x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(rows, columns)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions(rows, columns)
         if self.config.registers:
-            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+            x = torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         return x
 
     def positions(self, rows: int, columns: int) -> Tensor:

@@ -173,7 +173,7 @@ class _Run:
         self._optimizer = Optimizer(self._student, config.optim)
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
-        self._autocast = config.precision == "bfloat16" and device.type != "cpu"
+        self._autocast = config.precision == "bfloat16"
 
     def restore(self) -> None:
         """Take over the newest checkpoint, if there is one."""

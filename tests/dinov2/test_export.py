@@ -80,6 +80,7 @@ def test_an_offset_that_transformers_does_not_know_is_refused(tmp_path):
         export.export_transformers(backbone, config, 3, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_torchscript_agrees_for_any_number_of_images(tmp_path):
     backbone, config = conditioned(56, registers=2)
     export.export_torchscript(backbone, config, 3, tmp_path / "model.pt")

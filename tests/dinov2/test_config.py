@@ -8,6 +8,8 @@ from curation.config import load
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "dinov2"
+
 
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -27,6 +29,14 @@ def test_a_mistake_is_refused_with_its_reason(tmp_path, change, message):
 
     with pytest.raises(ConfigError, match=message):
         load(TrainConfig, tmp_path / "empty.yaml", [change])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_settings_file_that_ships_is_valid(path):
+    config = load(TrainConfig, path)
+
+    assert config.crops.local_px % config.model.patch_px == 0
+    assert (config.losses.ibot_weight == 0) == (path.stem == "dino")
 
 
 def test_settings_need_no_pytorch():

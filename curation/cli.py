@@ -233,9 +233,21 @@ def _train(options: argparse.Namespace) -> int:
         )
     if not result.finished:
         raise KeyboardInterrupt
+    if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one speaks
+        return 0
     print(f"teacher     {result.teacher}")
     print(f"checkpoint  {result.checkpoint}")
     print(f"log         {result.log}")
+    return 0
+
+
+def _export_model(options: argparse.Namespace) -> int:
+    from curation.dinov2.export import FORMATS, read_backbone
+
+    backbone, config, step = read_backbone(Path(options.run), options.network)
+    output = Path(options.output)
+    FORMATS[options.format](backbone, config, step, output)
+    print(f"{options.format}  {output}  ({options.network} after {step} steps)")
     return 0
 
 
@@ -444,6 +456,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
     _add_set(train)
+
+    export = _command(commands, "export-model", _export_model, "write a trained backbone as others load it")
+    export.add_argument("--run", required=True, help="the --output folder of `curate train`")
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("timm", "transformers", "torchscript", "onnx"),
+        help="timm and transformers make a folder, the others a file",
+    )
+    export.add_argument("--output", required=True, help="the folder or file")
+    export.add_argument("--network", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
 
     demo = _command(commands, "demo", _demo, "crawl, curate and train on a small website served on this machine")
     demo.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")

@@ -25,6 +25,7 @@ COMMANDS = {
     "config": ["--config", "--set"],
     "models": [],
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
+    "export-model": ["--run", "--format", "--output", "--network"],
     "demo": ["--folder", "--port", "--workers"],
 }  # fmt: skip
 

@@ -4,7 +4,7 @@
 
     output/train.json                          settings and the manifest's digest, written first
     output/log.jsonl                           one line a step
-    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…
+    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
     output/checkpoints/step_00000020.json      step, counters, settings, digest; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
 
@@ -100,7 +100,7 @@ class Checkpoints:
         Raises:
             DiskFullError: If there is no space; earlier checkpoints stay.
         """
-        path = self._folder / f"step_{progress.step:08d}.safetensors"
+        path = self.path(progress)
         write_tensors(path, tensors, {"format": "pt"})
         write_json(path.with_suffix(".json"), {"progress": asdict(progress), "sha256": _sha256(path)})
         for step in list(self._steps())[self._keep :]:
@@ -108,6 +108,10 @@ class Checkpoints:
             old.unlink()  # first, so that no marker is left without tensors
             old.with_suffix(".safetensors").unlink(missing_ok=True)
         return path
+
+    def path(self, progress: Progress) -> Path:
+        """Return where the tensors of a checkpoint lie."""
+        return self._folder / f"step_{progress.step:08d}.safetensors"
 
     def newest(self) -> tuple[Progress, dict[str, Tensor], Path] | None:
         """Return the newest complete checkpoint; a damaged one is passed over with a warning."""

@@ -104,10 +104,10 @@ class HeadConfig(Settings):
 
 
 class HeadsConfig(Settings):
-    """The two separate heads."""
+    """The heads of student and teacher."""
 
     dino: HeadConfig = Field(default_factory=HeadConfig, description="On class tokens.")
-    ibot: HeadConfig = Field(default_factory=HeadConfig, description="On masked patches.")
+    ibot: HeadConfig | None = Field(None, description="On masked patches; null: both share the one on class tokens.")
 
 
 class LossesConfig(Settings):
@@ -117,9 +117,38 @@ class LossesConfig(Settings):
     ibot_weight: float = Field(1.0, ge=0)
     koleo_weight: float = Field(0.1, ge=0, description="For each of the two global crops.")
     student_temp: float = Field(0.1, gt=0)
+    centring: Literal["sinkhorn_knopp", "softmax"] = Field(
+        "sinkhorn_knopp",
+        description="How the teacher's scores become targets. softmax: minus a running mean of them (DINO, iBOT).",
+    )
     sinkhorn_rounds: int = Field(3, ge=1, le=100)
-    masked_share: float = Field(0.5, gt=0, le=1, description="Share of the global crops that get a mask.")
+    centre_momentum: float = Field(0.9, ge=0, lt=1, description="Of the running mean of softmax centring.")
+    centre_weighting: Literal["rows", "processes"] = Field(
+        "rows",
+        description="rows: the mean of all rows; processes: that of each process's mean, as in the published code.",
+    )
+    koleo_scope: Literal["global", "local"] = Field(
+        "global",
+        description=(
+            "Among which images KoLeo looks for neighbours. global: all of the step; local: those of a process's "
+            "micro-batch, as in the published code."
+        ),
+    )
+    masked_share: float = Field(0.5, ge=0, le=1, description="Share of the global crops that get a mask.")
     mask_ratio: tuple[float, float] = Field((0.1, 0.5), description="Share of patches masked, from and to.")
+    mask_count: Literal["exact", "reference"] = Field(
+        "exact",
+        description=(
+            "exact: each mask has the patches asked for, so shapes never change; reference: some have fewer, as in the "
+            "published code."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _masks_for_ibot(self) -> Self:
+        if self.ibot_weight and not self.masked_share:
+            raise ValueError("ibot_weight needs masks: set masked_share above 0, or ibot_weight to 0")
+        return self
 
     @model_validator(mode="after")
     def _mask_ratio(self) -> Self:
@@ -174,7 +203,13 @@ class ScheduleConfig(Settings):
 class DataConfig(Settings):
     """Reading the manifest's images."""
 
-    batch_size: int = Field(64, ge=2, description="Images a step; all of them on this machine.")
+    batch_size: int = Field(64, ge=2, description="Images a step, over all processes and micro-batches.")
+    micro_batches: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Parts that each process works through one after the other; same losses, less memory.",
+    )
     workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
     prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")
     max_replacements: int = Field(16, ge=0, description="Unreadable images in a row before the run stops.")
@@ -197,8 +232,11 @@ class TrainConfig(Settings):
     """Everything about a training run but the manifest and the output folder."""
 
     seed: int = Field(0, ge=0, lt=2**63)
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="How several processes share the model. ddp: each has all of it; fsdp: each has a part."
+    )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Of activations on a GPU; weights, losses and everything on a CPU stay float32."
+        "float32", description="Of activations; weights, optimiser and losses stay float32."
     )
     model: ModelConfig = Field(default_factory=ModelConfig)
     crops: CropsConfig = Field(default_factory=CropsConfig)
@@ -209,6 +247,12 @@ class TrainConfig(Settings):
     data: DataConfig = Field(default_factory=DataConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+
+    @model_validator(mode="after")
+    def _every_head_learns(self) -> Self:
+        if self.heads.ibot is not None and not self.losses.ibot_weight:
+            raise ValueError("heads.ibot learns nothing while losses.ibot_weight is 0; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:

@@ -24,6 +24,7 @@ from curation.dinov2.colour import ColourPlan, Draws
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.crops import NUM_GLOBAL, Views, multi_crop
 from curation.dinov2.randomness import sample_index
+from curation.dinov2.world import ALONE, World
 from curation.errors import ImageError, TrainError
 
 DIGEST_KEY = b"curation.digest"
@@ -162,17 +163,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step needs, on the CPU.
+    """What a process needs for one step or a part of it, on the CPU.
 
     Attributes:
         step: Zero-based.
+        images: Places in the batch of the whole step.
         crops: uint8 stacks, crop-major, each with what happens to its colours: the two global crops, then the local
             ones (no stack where there are none).
-        mask_NP: Masked patches of the 2B global crops, bool.
+        mask_NP: Masked patches of the 2B global crops, bool; crop-major like all stacks.
         num_replaced: Images that could not be read and were replaced.
     """
 
     step: int
+    images: range
     crops: list[tuple[Tensor, ColourPlan]]
     mask_NP: Tensor
     num_replaced: int
@@ -184,12 +187,13 @@ class Batches:
     Args:
         dataset: The images.
         config: Settings of the run.
+        world: Processes that train together; each reads its own images only.
 
     Raises:
-        TrainError: If there are fewer images than a batch takes.
+        TrainError: If there are fewer images than a batch takes, or they cannot be shared out evenly.
     """
 
-    def __init__(self, dataset: ManifestImages, config: TrainConfig) -> None:
+    def __init__(self, dataset: ManifestImages, config: TrainConfig, world: World = ALONE) -> None:
         batch_size = config.data.batch_size
         if len(dataset) < batch_size:
             raise TrainError(
@@ -198,26 +202,30 @@ class Batches:
             )
         self._dataset = dataset
         self._config = config
+        self._parts = world.parts(batch_size, config.data.micro_batches)
 
-    def between(self, first_step: int, end_step: int) -> Iterator[Batch]:
-        """Yield the batches of steps ``first_step`` to ``end_step`` - 1; threads only read ahead."""
+    def between(self, first_step: int, end_step: int) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; threads only read ahead."""
         workers = self._config.data.workers
-        size = self._config.data.batch_size
         if not workers:
             for step in range(first_step, end_step):
-                yield self._batch(step, [self._sample(position) for position in range(step * size, (step + 1) * size)])
+                yield self._batches(step, [self._sample(position) for position in self._positions(step)])
             return
-        pending: deque[tuple[int, list[Future[Sample]]]] = deque()
+        pending: deque[list[Future[Sample]]] = deque()
         with ThreadPoolExecutor(workers, thread_name_prefix="crops") as pool:
             try:
                 for step in range(first_step, end_step):
                     last = min(end_step, step + 1 + self._config.data.prefetch_batches)
                     for ahead in range(step + len(pending), last):
-                        positions = range(ahead * size, (ahead + 1) * size)
-                        pending.append((ahead, [pool.submit(self._sample, position) for position in positions]))
-                    yield self._batch(step, [future.result() for future in pending.popleft()[1]])
+                        pending.append([pool.submit(self._sample, position) for position in self._positions(ahead)])
+                    yield self._batches(step, [future.result() for future in pending.popleft()])
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _positions(self, step: int) -> range:
+        """Return the global positions of this process's samples."""
+        first = step * self._config.data.batch_size
+        return range(first + self._parts[0].start, first + self._parts[-1].stop)
 
     def _sample(self, position: int) -> Sample:
         config = self._config
@@ -238,9 +246,18 @@ class Batches:
             "or raise data.max_replacements"
         )
 
-    def _batch(self, step: int, samples: list[Sample]) -> Batch:
+    def _batches(self, step: int, samples: list[Sample]) -> list[Batch]:
         config = self._config
-        crops = config.crops
+        side = config.crops.global_px // config.model.patch_px
+        mask_2BP = masks.batch_masks(config.seed, step, config.data.batch_size, (side, side), config.losses)
+        start = self._parts[0].start
+        return [
+            self._batch(step, images, samples[images.start - start : images.stop - start], mask_2BP)
+            for images in self._parts
+        ]
+
+    def _batch(self, step: int, images: range, samples: list[Sample], mask_2BP: masks.Mask) -> Batch:
+        crops = self._config.crops
         draws = np.stack([sample.draws_VN for sample in samples], axis=1)  # view, image, number
         first, second = (
             colour.plan(draws[view], crops, crops.blur_p[view], crops.solarise_p if view else 0.0) for view in (0, 1)
@@ -251,11 +268,9 @@ class Batches:
             numbers = draws[NUM_GLOBAL:].reshape(-1, colour.NUM_DRAWS)
             local = _crop_major([sample.views.local_V3HW for sample in samples])
             stacks.append((local, colour.plan(numbers, crops, crops.blur_p[2], 0.0)))
-        side = crops.global_px // config.model.patch_px
-        mask = masks.batch_masks(
-            config.seed, step, len(samples), (side, side), config.losses.masked_share, config.losses.mask_ratio
-        )
-        return Batch(step, stacks, torch.from_numpy(mask), sum(sample.replaced for sample in samples))
+        mask = mask_2BP.reshape(NUM_GLOBAL, -1, mask_2BP.shape[1])[:, images.start : images.stop]
+        mask_NP = torch.from_numpy(mask.reshape(-1, mask_2BP.shape[1]))
+        return Batch(step, images, stacks, mask_NP, sum(sample.replaced for sample in samples))
 
 
 def _crop_major(views: list[npt.NDArray[np.uint8]]) -> Tensor:

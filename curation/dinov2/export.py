@@ -1,26 +1,30 @@
-"""The teacher's backbone as others load it."""
+"""A trained backbone as others load it: timm, transformers, TorchScript, ONNX."""
 
+import importlib.util
 import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from curation.config import parse
+from curation.dinov2 import names
+from curation.dinov2.checkpoint import Checkpoints, clear_errors, write_json, write_tensors
+from curation.dinov2.config import TrainConfig
 from curation.dinov2.model import VisionTransformer
-
-_TIMM_NAMES = (("register_tokens", "reg_token"), (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))
+from curation.dinov2.tensors import whole
+from curation.errors import TrainError
 
 
 def timm_state(backbone: VisionTransformer) -> dict[str, Tensor]:
-    """Return the weights under the names of timm's ``vit_*_dinov2`` and, with registers, ``vit_*_reg4_dinov2`` models.
-
-    The mask token is left out. With registers timm keeps no position embedding of the class token, so it is added to
-    the token itself: the same sum.
-    """
-    state = {name: value.detach().cpu() for name, value in backbone.state_dict().items() if name != "mask_token"}
-    if backbone.config.registers:
-        state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-        state["pos_embed"] = state["pos_embed"][:, 1:]
-    return {_timm_name(name): value.contiguous() for name, value in state.items()}
+    """Return the weights under timm's names, on the CPU; where they are in parts all processes must ask."""
+    state = {name: whole(value.detach()).cpu() for name, value in backbone.state_dict().items()}
+    return {name: value.contiguous() for name, value in names.to_timm(state).items()}
 
 
 def timm_arguments(backbone: VisionTransformer) -> dict[str, object]:
@@ -51,7 +55,217 @@ def metadata(backbone: VisionTransformer, step: int) -> dict[str, str]:
     return {"format": "pt", "step": str(step), "torch": str(torch.__version__), "model": json.dumps(model)}
 
 
-def _timm_name(name: str) -> str:
-    for ours, theirs in _TIMM_NAMES:
-        name = name.replace(ours, theirs)
-    return name
+def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransformer, TrainConfig, int]:
+    """Return the backbone of a training run's newest checkpoint, its settings and the finished steps.
+
+    Args:
+        run: The folder that ``curate train`` wrote to.
+        network: ``teacher`` or ``student``.
+
+    Raises:
+        TrainError: There is no complete checkpoint, or its tensors are not what its settings make.
+    """
+    checkpoints = Checkpoints(run, keep=1)
+    identity = checkpoints.identity()
+    newest = checkpoints.newest() if identity is not None else None
+    if identity is None or newest is None:
+        raise TrainError(f"{run}: holds no checkpoint; name the --output folder of `curate train`")
+    progress, tensors, path = newest
+    config = parse(TrainConfig, _nested(identity.settings), str(run / "train.json"))
+    backbone = VisionTransformer(config.model, config.crops.global_px)
+    prefix = f"{network}/backbone."
+    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise TrainError(f"{path}: is not what its settings make: {error}") from error
+    return backbone.eval().requires_grad_(False), config, progress.step
+
+
+def load_weights(backbone: VisionTransformer, path: Path) -> None:
+    """Load a backbone's weights under any of the names of ``names``, position embeddings resized to its own grid.
+
+    Raises:
+        TrainError: The file is no safetensors, or its weights are those of another shape.
+    """
+    try:
+        state = names.ours(load_file(path))
+        stored = state["pos_embed"]
+        if stored.shape[1] != backbone.pos_embed.shape[1]:
+            state["pos_embed"] = resized(stored, backbone.grid)
+        backbone.load_state_dict(state)
+    except (OSError, SafetensorError) as error:
+        raise TrainError(f"{path}: cannot be read as safetensors: {error}") from error
+    except (RuntimeError, KeyError, IndexError, ValueError) as error:
+        raise TrainError(f"{path}: holds another network than model settings make: {error}") from error
+
+
+def resized(pos_embed_1PD: Tensor, grid: int) -> Tensor:
+    """Return position embeddings, class token first, for another square grid; bicubic with antialiasing."""
+    side = round((pos_embed_1PD.shape[1] - 1) ** 0.5)
+    patches = pos_embed_1PD[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
+    return torch.cat([pos_embed_1PD[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed_1PD)], dim=1)
+
+
+def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
+    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads."""
+    arguments = timm_arguments(backbone)
+    gated, registers = backbone.config.ffn == "swiglu", bool(backbone.config.registers)
+    size = "giant" if gated else "small"  # which layers it has; every width is among the arguments
+    arguments |= {"dynamic_img_size": True}
+    side_px = backbone.grid * backbone.config.patch_px
+    about = {
+        "architecture": f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2",
+        "num_classes": 0,
+        "num_features": backbone.config.shape.dim,
+        "global_pool": "token",
+        "model_args": arguments,
+        "pretrained_cfg": {
+            "input_size": [3, side_px, side_px],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "mean": list(config.crops.mean),
+            "std": list(config.crops.std),
+            "num_classes": 0,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    }
+    _folder(output)
+    write_json(output / "config.json", about)
+    write_tensors(output / "model.safetensors", timm_state(backbone), metadata(backbone, step))
+
+
+def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
+    """Write a folder that ``transformers.AutoModel.from_pretrained`` loads.
+
+    ``Dinov2Model`` resizes position embeddings without antialiasing, ``Dinov2WithRegistersModel`` with it: the class
+    is chosen by that, and may have no registers.
+
+    Raises:
+        TrainError: Position embeddings are resized with an offset, which transformers cannot do.
+    """
+    model = backbone.config
+    if model.pos_embed_offset:
+        raise TrainError(
+            f"model.pos_embed_offset {model.pos_embed_offset}: transformers knows no offset, so sizes other than the "
+            "trained one would differ; use --format timm or torchscript"
+        )
+    with_registers = bool(model.registers) or model.pos_embed_antialias
+    side_px = backbone.grid * model.patch_px
+    state = {name: value.cpu().contiguous() for name, value in names.to_transformers(backbone.state_dict()).items()}
+    about: dict[str, Any] = {
+        "architectures": ["Dinov2WithRegistersModel" if with_registers else "Dinov2Model"],
+        "model_type": "dinov2_with_registers" if with_registers else "dinov2",
+        "hidden_size": model.shape.dim,
+        "num_hidden_layers": model.shape.depth,
+        "num_attention_heads": model.shape.heads,
+        "mlp_ratio": int(model.mlp_ratio) if model.mlp_ratio == int(model.mlp_ratio) else model.mlp_ratio,
+        "use_swiglu_ffn": model.ffn == "swiglu",
+        "image_size": side_px,
+        "patch_size": model.patch_px,
+        "num_channels": 3,
+        "qkv_bias": True,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+        "torch_dtype": "float32",
+    }
+    if with_registers:
+        about["num_register_tokens"] = model.registers
+        state.setdefault("embeddings.register_tokens", torch.zeros(1, 0, model.shape.dim))
+    preprocessing = {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": side_px},
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": {"height": side_px, "width": side_px},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.crops.mean),
+        "image_std": list(config.crops.std),
+    }
+    _folder(output)
+    write_json(output / "config.json", about)
+    write_json(output / "preprocessor_config.json", preprocessing)
+    write_tensors(output / "model.safetensors", state, {"format": "pt", "step": str(step)})
+
+
+class Plain(nn.Module):
+    """A backbone as a function of one batch: normalised class and patch tokens."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class tokens (N, D) and patch tokens (N, P, D)."""
+        features = self.backbone([x_NCHW])[0]
+        return features.cls_ND, features.patches_NPD
+
+
+def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
+    """Write a TorchScript file for any number of images of the trained size; it gives class and patch tokens."""
+    side_px = backbone.grid * backbone.config.patch_px
+    about = {"curation.json": json.dumps({"mean": config.crops.mean, "std": config.crops.std, "step": step})}
+    with warnings.catch_warnings(), clear_errors(output, output.name):
+        warnings.simplefilter("ignore")  # PyTorch would rather have another format, and traces shapes as constants
+        traced = torch.jit.trace(Plain(backbone).eval(), torch.zeros(2, 3, side_px, side_px))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        torch.jit.save(traced, output, _extra_files=about)
+
+
+def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
+    """Write an ONNX file for any number of images of the trained size: input ``images``, outputs ``cls``, ``patches``.
+
+    Raises:
+        TrainError: The packages that PyTorch writes ONNX with are missing.
+    """
+    if importlib.util.find_spec("onnxscript") is None:
+        raise TrainError("--format onnx needs the packages onnx and onnxscript: pip install onnx onnxscript")
+    side_px = backbone.grid * backbone.config.patch_px
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch about itself
+        program = torch.onnx.export(
+            Plain(backbone).eval(),
+            (torch.zeros(2, 3, side_px, side_px),),
+            input_names=["images"],
+            output_names=["cls", "patches"],
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+            dynamo=True,
+            verbose=False,
+        )
+    if program is None:
+        raise TrainError("PyTorch made no ONNX program of this backbone")
+    about = {"mean": json.dumps(config.crops.mean), "std": json.dumps(config.crops.std), "step": str(step)}
+    program.model.metadata_props.update(about)
+    with clear_errors(output, output.name):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        program.save(output)
+
+
+FORMATS: Mapping[str, Callable[[VisionTransformer, TrainConfig, int, Path], None]] = {
+    "timm": export_timm,
+    "transformers": export_transformers,
+    "torchscript": export_torchscript,
+    "onnx": export_onnx,
+}
+
+
+def _folder(path: Path) -> None:
+    with clear_errors(path, "the folder"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *sections, name = key.split(".")
+        place = tree
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+    return tree

@@ -1,34 +1,45 @@
-"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and the teacher's Sinkhorn-Knopp.
+"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and what makes targets of the teacher's scores.
 
 Everything here runs in float32 whatever the model runs in. Cross-entropy is logsumexp(s/T) − ⟨p, s⟩/T: the value and
 gradient of −Σ p log softmax(s/T) without a second (rows, K) tensor.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from curation.dinov2.world import ALONE, World
 
 KOLEO_EPS = 1e-8
 
 
 @torch.no_grad()
-def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3) -> Tensor:
+def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3, world: World = ALONE) -> Tensor:
     """Return the teacher's assignment of rows to prototypes, (N, K), each row summing to 1.
 
-    Each round makes every prototype equally used, then every row sum to one. It runs on logarithms, so no temperature
-    overflows.
+    Each round makes every prototype equally used by the rows of all processes, then every row sum to one. It runs on
+    logarithms, so no temperature overflows.
 
     Source:
         Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments"; Cuturi 2013.
     """
     log_q = scores_NK.float() / temperature
-    share = math.log(scores_NK.shape[0] / scores_NK.shape[1])
+    num_rows = world.sum(torch.tensor(float(scores_NK.shape[0]), device=scores_NK.device))
+    share = (num_rows / scores_NK.shape[1]).log()
     for _ in range(rounds):
-        log_q = log_q - torch.logsumexp(log_q, dim=0, keepdim=True) + share
+        log_q = log_q - world.logsumexp(torch.logsumexp(log_q, dim=0, keepdim=True)) + share
         log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
     return log_q.exp()
+
+
+@torch.no_grad()
+def centred_softmax(scores_NK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
+    """Return softmax((scores − centre) / temperature) of each row, (N, K).
+
+    Source:
+        Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (centring and sharpening).
+    """
+    return torch.softmax((scores_NK.float() - centre_K) / temperature, dim=1)
 
 
 def cross_entropy(p_NK: Tensor, scores_NK: Tensor, temperature: float, mass: float = 1.0) -> Tensor:

@@ -1,14 +1,17 @@
 """Which patches of the global crops the student does not see.
 
 Blocks are drawn as in BEiT and iBOT, but every mask ends with exactly the number of patches that was asked for, so the
-number of masked patches in a batch is the same in each step and shapes stay constant.
+number of masked patches in a batch is the same in each step and shapes stay constant. The published code's way is
+there too: a mask ends after ten failed attempts, often with fewer patches, and its share is drawn, not evenly spaced.
 """
 
 import math
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from curation.dinov2.config import LossesConfig
 from curation.dinov2.randomness import Purpose, generator, scores
 
 MIN_BLOCK_PATCHES = 4
@@ -29,25 +32,31 @@ def mask_counts(num_crops: int, num_patches: int, share: float, ratio: tuple[flo
     return [min(num_patches - 1, max(1, round(num_patches * r))) if num_patches > 1 else 1 for r in ratios]
 
 
-def batch_masks(
-    seed: int, step: int, batch_size: int, grid: tuple[int, int], share: float, ratio: tuple[float, float]
-) -> Mask:
+def batch_masks(seed: int, step: int, batch_size: int, grid: tuple[int, int], config: LossesConfig) -> Mask:
     """Return the masks of the two global crops of a batch, (2B, P) bool, crop-major.
 
     Which crops are masked, and how much, is a random ranking of all crops of the step; where the blocks lie depends on
     the sample and crop alone.
     """
     rows, columns = grid
+    masks = np.zeros((2 * batch_size, rows * columns), dtype=bool)
+    if not config.masked_share:
+        return masks
     positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
     ranking = np.argsort(
         np.concatenate([scores(seed, Purpose.MASK_SHARE, crop, positions) for crop in (0, 1)]), kind="stable"
     )
-    masks = np.zeros((2 * batch_size, rows * columns), dtype=bool)
-    counts = mask_counts(2 * batch_size, rows * columns, share, ratio)
-    for view, count in zip(ranking[: len(counts)], counts, strict=True):
+    counts = mask_counts(2 * batch_size, rows * columns, config.masked_share, config.mask_ratio)
+    for place, (view, count) in enumerate(zip(ranking[: len(counts)], counts, strict=True)):
         crop, image = divmod(int(view), batch_size)
         rng = generator(seed, Purpose.MASK_BLOCKS, int(positions[image]), crop)
-        masks[view] = block_mask(rng, grid, count).reshape(-1)
+        if config.mask_count == "exact":
+            mask = block_mask(rng, grid, count)
+        else:
+            low, high = config.mask_ratio
+            share = low + (high - low) * (place + rng.random()) / len(counts)
+            mask = reference_mask(_Generator(rng), grid, int(rows * columns * share))
+        masks[view] = mask.reshape(-1)
     return masks
 
 
@@ -67,6 +76,56 @@ def block_mask(rng: np.random.Generator, grid: tuple[int, int], count: int) -> M
     for _ in range(remaining):
         edge = np.flatnonzero(_edge(mask)) if mask.any() else np.arange(mask.size)
         mask.reshape(-1)[rng.choice(edge)] = True
+    return mask
+
+
+class Numbers(Protocol):
+    """Where the published masks take their numbers from."""
+
+    def uniform(self, low: float, high: float) -> float:
+        """Return a number between two bounds in any order."""
+
+    def randint(self, low: int, high: int) -> int:
+        """Return a whole number from ``low`` to ``high``, both included."""
+
+
+class _Generator:
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * self._rng.random()
+
+    def randint(self, low: int, high: int) -> int:
+        return int(self._rng.integers(low, high + 1))
+
+
+def reference_mask(numbers: Numbers, grid: tuple[int, int], requested: int) -> Mask:
+    """Return a (rows, columns) mask of at most ``requested`` patches, draw by draw as the published trainer makes it.
+
+    Source:
+        ``dinov2/data/masking.py`` of the published code, described by its draws.
+    """
+    rows, columns = grid
+    mask = np.zeros(grid, dtype=bool)
+    masked, is_growing = 0, True
+    while masked < requested and is_growing:
+        remaining = min(requested - masked, mask.size // 2)
+        is_growing = False
+        for _ in range(ATTEMPTS):
+            area = numbers.uniform(MIN_BLOCK_PATCHES, remaining)
+            aspect = math.exp(numbers.uniform(*map(math.log, BLOCK_ASPECT)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if height >= rows or width >= columns:
+                continue
+            top, left = numbers.randint(0, rows - height), numbers.randint(0, columns - width)
+            block = mask[top : top + height, left : left + width]
+            new = block.size - int(block.sum())
+            if 0 < new <= remaining:
+                block[...] = True
+                masked += new
+                is_growing = True
+                break
     return mask
 
 

@@ -7,6 +7,7 @@ only attention runs once a size. One path on CPU and GPU.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,16 @@ from torch.nn import functional
 from curation.dinov2.config import ModelConfig
 
 NORM_EPS = 1e-6
-# For each stack of views, block and branch (0 attention, 1 feed-forward): the rows that run the residual branch.
-KeptRows = Sequence[Sequence[tuple[Tensor, Tensor]]]
+
+
+class Kept(NamedTuple):
+    """The rows of a stack that run a residual branch, and what their result is scaled by to stand in for the others."""
+
+    rows: Tensor
+    scale: float
+
+
+KeptRows = Sequence[Sequence[tuple[Kept, Kept]]]  # by block and stack: attention, feed-forward
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,9 @@ class Attention(nn.Module):
         parts = self.qkv(x_TD).split([views * tokens for views, tokens in sizes])
         attended = []
         for part, (views, tokens) in zip(parts, sizes, strict=True):
+            if not views:  # no row of this stack runs the branch
+                attended.append(part[:, :dim])
+                continue
             q, k, v = part.view(views, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
             out = functional.scaled_dot_product_attention(q, k, v)
             attended.append(out.transpose(1, 2).reshape(views * tokens, dim))
@@ -127,11 +139,11 @@ class Block(nn.Module):
         self.mlp = (SwiGlu if config.ffn == "swiglu" else Mlp)(dim, config.mlp_ratio)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
-    def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Tensor, Tensor]] | None) -> list[Tensor]:
-        """Return each (N, T, D) stack after the block; ``kept`` holds (attention, feed-forward) rows of each stack."""
+    def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Kept, Kept]] | None) -> list[Tensor]:
+        """Return each (N, T, D) stack after the block; ``kept`` holds what runs (attention, feed-forward) of each."""
         for branch in (0, 1):
-            rows = None if kept is None else [pair[branch] for pair in kept]
-            chosen = stacks if rows is None else [x.index_select(0, r) for x, r in zip(stacks, rows, strict=True)]
+            ran = None if kept is None else [pair[branch] for pair in kept]
+            chosen = stacks if ran is None else [x.index_select(0, k.rows) for x, k in zip(stacks, ran, strict=True)]
             sizes = [(x.shape[0], x.shape[1]) for x in chosen]
             flat_TD = torch.cat([x.flatten(0, 1) for x in chosen])
             if branch == 0:
@@ -140,13 +152,12 @@ class Block(nn.Module):
                 residual = self.ls2(self.mlp(self.norm2(flat_TD)))
             parts = residual.split([views * tokens for views, tokens in sizes])
             parts = [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
-            if rows is None:
+            if ran is None:
                 stacks = [x + part for x, part in zip(stacks, parts, strict=True)]
             else:
-                # The rows that run stand in for those that do not: scaled by rows / kept rows.
                 stacks = [
-                    x.index_add(0, r, part.to(x.dtype), alpha=x.shape[0] / r.shape[0])
-                    for x, r, part in zip(stacks, rows, parts, strict=True)
+                    x.index_add(0, k.rows, part.to(x.dtype), alpha=k.scale)
+                    for x, k, part in zip(stacks, ran, parts, strict=True)
                 ]
         return stacks
 
@@ -220,9 +231,9 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x_NCHW)
         if mask_NP is not None:
             x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(rows, columns)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.positions(rows, columns)
         if self.config.registers:
-            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+            x = torch.cat([x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]], dim=1)
         return x
 
     def positions(self, rows: int, columns: int) -> Tensor:

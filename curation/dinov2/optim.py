@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from curation.dinov2.config import OptimConfig
 from curation.dinov2.network import Network
 from curation.dinov2.schedules import StepSettings
+from curation.dinov2.tensors import placed, whole
 
 _TOKENS = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed.")
 
@@ -53,7 +54,9 @@ class Optimizer:
     def __init__(self, student: Network, config: OptimConfig) -> None:
         self._student = student
         self._config = config
-        self._names: dict[str, nn.Parameter] = dict(student.named_parameters())
+        self._names: dict[str, nn.Parameter] = {
+            name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad
+        }
         groups: dict[Multipliers, list[nn.Parameter]] = {}
         for name, parameter in self._names.items():
             key = multipliers(name, student.backbone.config.shape.depth, config.layer_decay, config.patch_embed_lr_mult)
@@ -71,7 +74,7 @@ class Optimizer:
             name: nn.utils.clip_grad_norm_(module.parameters(), self._config.clip_norm)
             for name, module in self._student.named_children()
         }
-        return {name: float(norm) for name, norm in norms.items()}
+        return {name: float(whole(norm)) for name, norm in norms.items()}
 
     def step(self, now: StepSettings) -> None:
         """Update the student with the gradients it has."""
@@ -89,7 +92,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Return the moments as ``exp_avg/<parameter>`` and ``exp_avg_sq/<parameter>``; none before an update."""
         return {
-            f"{moment}/{name}": self._adamw.state[parameter][moment]
+            f"{moment}/{name}": whole(self._adamw.state[parameter][moment])
             for name, parameter in self._names.items()
             for moment in ("exp_avg", "exp_avg_sq")
             if parameter in self._adamw.state
@@ -103,5 +106,5 @@ class Optimizer:
         for name, parameter in self._names.items():
             self._adamw.state[parameter] = {
                 "step": torch.tensor(float(num_updates)),
-                **{m: tensors[f"{m}/{name}"].to(parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
+                **{m: placed(tensors[f"{m}/{name}"], parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
             }

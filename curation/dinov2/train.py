@@ -1,4 +1,8 @@
-"""The training loop: self-distillation on a manifest, on the CPU or one GPU, that can stop anywhere and go on.
+"""The training loop: self-distillation on a manifest, on CPUs or GPUs, that can stop anywhere and go on.
+
+Several processes (torchrun, Ray Train) and micro-batches give the losses of one process with the whole batch: samples,
+crops, masks and stochastic depth follow from a sample's place in the run, targets are made of the whole batch, and so
+is KoLeo.
 
 Source:
     Oquab et al. 2023, "DINOv2: learning robust visual features without supervision".
@@ -7,26 +11,38 @@ Source:
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 
-from curation.dinov2 import colour, export
+from curation.dinov2 import colour, export, sharing
+from curation.dinov2.centring import Centrings
 from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, ManifestImages
 from curation.dinov2.log import StepLog, StepReport
-from curation.dinov2.network import kept_rows, student_and_teacher, update_teacher
-from curation.dinov2.objective import Inputs, Outcome, objective, teacher_targets
+from curation.dinov2.model import KeptRows
+from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
+from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
 from curation.dinov2.optim import Optimizer
-from curation.dinov2.schedules import Schedules
+from curation.dinov2.schedules import Schedules, StepSettings
+from curation.dinov2.tensors import whole
+from curation.dinov2.world import World
 from curation.errors import TrainError
 
-# Settings that change no weight: a run may go on with others.
-FREE_SETTINGS = ("checkpoint.", "data.workers", "data.prefetch_batches", "optim.max_nonfinite_steps")
+# Settings that change no weight but by rounding: a run may go on with others.
+FREE_SETTINGS = (
+    "checkpoint.",
+    "data.micro_batches",
+    "data.prefetch_batches",
+    "data.workers",
+    "optim.max_nonfinite_steps",
+    "parallel",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -64,8 +80,8 @@ def train(
 ) -> TrainResult:
     """Train a backbone on a manifest's images.
 
-    On a CPU, with the same number of threads, an interrupted and resumed run ends with the weights of an uninterrupted
-    one, to the bit.
+    On a CPU, with the same number of threads, processes and micro-batches, an interrupted and resumed run ends with the
+    weights of an uninterrupted one, to the bit.
 
     Args:
         manifest: Path or fsspec URL of a manifest (``curation.schema.MANIFEST``).
@@ -81,14 +97,22 @@ def train(
         DiskFullError: If a checkpoint does not fit; earlier ones stay.
     """
     target = _device(device)
-    dataset = ManifestImages(manifest, config.data.max_image_bytes)
-    batches = Batches(dataset, config)
-    checkpoints = _open(output, config, dataset.digest, resume)
-    run = _Run(config, target, checkpoints, output)
-    run.restore()
-    if run.progress.step < config.schedule.steps:
-        run.go(batches, on_step, should_stop)
-    return run.result()
+    is_own_group = not distributed.is_initialized()
+    world = World.join(target)
+    try:
+        dataset = ManifestImages(manifest, config.data.max_image_bytes)
+        batches = Batches(dataset, config, world)
+        if world.rank == 0:
+            _open(output, config, dataset.digest, resume)
+        world.wait()
+        run = _Run(config, target, world, output)
+        run.restore()
+        if run.progress.step < config.schedule.steps:
+            run.go(batches, on_step, should_stop)
+        return run.result()
+    finally:
+        if is_own_group:
+            world.leave()
 
 
 def _device(name: str | None) -> torch.device:
@@ -102,7 +126,7 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> Checkpoints:
+def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:
     checkpoints = Checkpoints(output, config.checkpoint.keep)
     identity = Identity(flattened(config.model_dump(mode="json")), digest)
     if output.exists() and not output.is_dir():
@@ -126,24 +150,30 @@ def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> Check
                 "resume with the same ones, or give another folder"
             )
     checkpoints.start(identity)
-    return checkpoints
 
 
 class _Run:
     """The state of one run and the loop that changes it."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, checkpoints: Checkpoints, output: Path) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, world: World, output: Path) -> None:
         self.progress = Progress()
         self._config = config
         self._device = device
-        self._checkpoints = checkpoints
+        self._world = world
+        self._checkpoints = Checkpoints(output, config.checkpoint.keep)
         self._output = output
         self._saved: Path | None = None
         student, teacher = student_and_teacher(config)
         self._student, self._teacher = student.to(device), teacher.to(device)
+        if world.size > 1 and config.parallel == "fsdp":
+            sharing.cut((self._student, self._teacher), world, device)
+        self._learner: nn.Module = self._student
+        if world.size > 1 and config.parallel == "ddp":
+            self._learner = sharing.copied(self._student, device)
         self._optimizer = Optimizer(self._student, config.optim)
+        self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
-        self._autocast = config.precision == "bfloat16" and device.type != "cpu"
+        self._autocast = config.precision == "bfloat16"
 
     def restore(self) -> None:
         """Take over the newest checkpoint, if there is one."""
@@ -153,8 +183,9 @@ class _Run:
         progress, tensors, path = newest
         try:
             for kind, network in (("student", self._student), ("teacher", self._teacher)):
-                network.load_state_dict(_under(tensors, kind))
+                sharing.load(network, _under(tensors, kind))
             self._optimizer.restore(tensors, progress.num_updates)
+            self._centrings.restore(tensors)
         except (RuntimeError, KeyError) as error:
             raise TrainError(f"{path}: does not fit these settings: {error}") from error
         self.progress, self._saved = progress, path
@@ -169,17 +200,19 @@ class _Run:
         """Run the steps that are left, or until asked to stop."""
         num_steps = self._config.schedule.steps
         started = time.perf_counter()
-        with StepLog(self._output / "log.jsonl", self.progress.step) as log:
-            for batch in batches.between(self.progress.step, num_steps):
-                report = self._step(batch)
+        is_first = self._world.rank == 0
+        with StepLog(self._output / "log.jsonl", self.progress.step) if is_first else nullcontext() as log:
+            for parts in batches.between(self.progress.step, num_steps):
+                report = self._step(parts)
                 now = time.perf_counter()
                 report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
                 started = now
-                log.write(report)
-                if on_step is not None:
+                if log is not None:
+                    log.write(report)
+                if on_step is not None and is_first:
                     on_step(report)
                 self._stop_if_hopeless(report)
-                stopping = should_stop is not None and should_stop()
+                stopping = self._any(should_stop is not None and should_stop())
                 if stopping or report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0:
                     self._save()
                     started = time.perf_counter()
@@ -192,7 +225,7 @@ class _Run:
         if self._saved is None:
             raise TrainError(f"{self._output}: no checkpoint was written")
         teacher = self._output / "teacher.safetensors"
-        if not teacher.exists():  # deleted since: the checkpoint has all that it is made of
+        if self._any(self._world.rank == 0 and not teacher.exists()):  # deleted since: the checkpoint has all of it
             self._write_teacher()
         losses = {name: value for name, value in (self.progress.last or {}).items() if name.startswith("loss")}
         return TrainResult(
@@ -204,33 +237,76 @@ class _Run:
             losses=losses,
         )
 
-    def _step(self, batch: Batch) -> StepReport:
-        config, now = self._config, self._schedules.at(batch.step)
-        inputs = self._inputs(batch)
-        kept = kept_rows(config, batch.step, self._device)
-        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            targets = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses.sinkhorn_rounds)
-            outcome = objective(self._student, inputs, targets, config.losses, kept)
-        figures = _floats(outcome)
-        skipped = not math.isfinite(figures["loss"])
-        if not skipped:
-            self._optimizer.zero_grad()
-            outcome.total.backward()  # type: ignore[no-untyped-call]
-            norms = self._optimizer.clip()
-            figures |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
-            skipped = not all(map(math.isfinite, norms.values()))
+    def _step(self, parts: list[Batch]) -> StepReport:
+        config, step = self._config, parts[0].step
+        now = self._schedules.at(step)
+        inputs = [self._inputs(part) for part in parts]
+        kept = [kept_rows(config, step, part.images, self._device) for part in parts]
+        with self._precision():
+            targets, figures = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses, self._centrings)
+        self._optimizer.zero_grad()
+        for part_figures in self._backward(inputs, kept, targets):
+            for name, value in part_figures.items():
+                figures[name] = figures.get(name, torch.zeros((), device=self._device)) + value / len(parts)
+        values = self._averaged(figures)
+        norms = self._optimizer.clip()
+        values |= {f"grad_norm_{name}": norm for name, norm in norms.items()}
+        skipped = not all(map(math.isfinite, (values["loss"], *norms.values())))
         if not skipped:
             self._optimizer.step(now)
             update_teacher(self._student, self._teacher, now.momentum)
-        figures |= vars(now)
-        return self._report(batch, figures, skipped)
+            self._centrings.update()
+        num_replaced = self._world.sum(torch.tensor(sum(part.num_replaced for part in parts), device=self._device))
+        return self._report(step, now, values, int(num_replaced), skipped)
 
-    def _report(self, batch: Batch, figures: dict[str, float], skipped: bool) -> StepReport:
+    def _backward(
+        self, inputs: Sequence[Inputs], kept: Sequence[KeptRows | None], targets: Sequence[Targets]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Add up the gradients of all parts; yield each part's losses."""
+        config, last = self._config.losses, len(inputs) - 1
+        pulls: list[Pull | None] = [None] * len(inputs)
+        is_global = config.koleo_weight > 0 and config.koleo_scope == "global"
+        if is_global and last > 0:  # one more look at the global crops, so that no part's activations have to stay
+            with torch.no_grad(), self._precision():
+                seen = [self._class_tokens(part, rows) for part, rows in zip(inputs, kept, strict=True)]
+            pulls = list(koleo_pulls(seen, self._world))
+        for index, (part, rows, target) in enumerate(zip(inputs, kept, targets, strict=True)):
+            with nullcontext() if index == last else sharing.unsynced(self._learner):
+                with self._precision():
+                    answers = part.ask(self._learner, config, rows)
+                    if is_global and last == 0 and self._world.size > 1:
+                        pulls = list(koleo_pulls([answers.cls_ND], self._world))
+                    outcome = objective(answers, part, target, config, pulls[index])
+                (outcome.total / len(inputs)).backward()  # type: ignore[no-untyped-call]
+            yield {"loss": outcome.total.detach(), **outcome.parts, **outcome.monitors}
+
+    def _class_tokens(self, part: Inputs, kept: KeptRows | None) -> Tensor:
+        """Return what the student's class tokens of the global crops will be."""
+        mask_NP = part.mask_NP if self._config.losses.masked_share else None
+        whole_crops = None if kept is None else [stacks[:1] for stacks in kept]
+        answers: Answers = self._learner(part.views[:1], mask_NP, None, whole_crops)
+        return answers.cls_ND
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._autocast)
+
+    def _averaged(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        """Return the means over processes."""
+        values = self._world.mean(torch.stack([value.float().to(self._device) for value in figures.values()]))
+        return dict(zip(figures, values.tolist(), strict=True))
+
+    def _any(self, flag: bool) -> bool:
+        """Return whether any process says so."""
+        return bool(self._world.sum(torch.tensor(float(flag), device=self._device)) > 0)
+
+    def _report(
+        self, step: int, now: StepSettings, figures: dict[str, float], num_replaced: int, skipped: bool
+    ) -> StepReport:
         before = self.progress
-        num_replaced = before.num_replaced + batch.num_replaced
+        num_replaced += before.num_replaced
         num_skipped = before.num_skipped + skipped
-        figures |= {"replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
-        report = StepReport(batch.step + 1, self._config.schedule.steps, skipped, figures)
+        figures |= {**vars(now), "replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
+        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures)
         self.progress = Progress(
             step=report.step,
             num_updates=self._optimizer.num_updates,
@@ -260,26 +336,24 @@ class _Run:
             )
 
     def _save(self) -> None:
+        networks = (("student", self._student), ("teacher", self._teacher))
         tensors = {
-            **{f"student/{name}": value for name, value in self._student.state_dict().items()},
-            **{f"teacher/{name}": value for name, value in self._teacher.state_dict().items()},
-            **self._optimizer.state(),
+            f"{kind}/{name}": whole(value) for kind, network in networks for name, value in network.state_dict().items()
         }
+        tensors |= {**self._optimizer.state(), **self._centrings.state()}
         self._write_teacher()
-        self._saved = self._checkpoints.save(self.progress, tensors)
+        self._saved = self._checkpoints.path(self.progress)
+        if self._world.rank == 0:
+            self._checkpoints.save(self.progress, tensors)
+        self._world.wait()
 
     def _write_teacher(self) -> None:
         backbone = self._teacher.backbone
-        teacher = self._output / "teacher.safetensors"
-        write_tensors(teacher, export.timm_state(backbone), export.metadata(backbone, self.progress.step))
+        state = export.timm_state(backbone)  # of all processes
+        if self._world.rank == 0:
+            path = self._output / "teacher.safetensors"
+            write_tensors(path, state, export.metadata(backbone, self.progress.step))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def _floats(outcome: Outcome) -> dict[str, float]:
-    return {
-        "loss": float(outcome.total.detach()),
-        **{name: float(value) for name, value in {**outcome.parts, **outcome.monitors}.items()},
-    }

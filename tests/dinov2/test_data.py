@@ -104,8 +104,8 @@ def test_a_range_that_makes_no_sense_is_an_unreadable_image(make_manifest, jpegs
 def test_a_batch_is_a_function_of_its_step(manifest, settings):
     config = settings()
     dataset = ManifestImages(manifest, LIMIT)
-    from_start = list(Batches(dataset, config).between(0, 4))[3]
-    (alone,) = Batches(dataset, config).between(3, 4)
+    (from_start,) = list(Batches(dataset, config).between(0, 4))[3]
+    ((alone,),) = Batches(dataset, config).between(3, 4)
 
     for (a, _), (b, _) in zip(from_start.crops, alone.crops, strict=True):
         assert a.equal(b)
@@ -114,7 +114,7 @@ def test_a_batch_is_a_function_of_its_step(manifest, settings):
 
 
 def test_without_local_crops_there_is_one_stack(manifest, settings):
-    (batch,) = Batches(ManifestImages(manifest, LIMIT), settings(crops__num_local=0)).between(0, 1)
+    ((batch,),) = Batches(ManifestImages(manifest, LIMIT), settings(crops__num_local=0)).between(0, 1)
 
     assert len(batch.crops) == 1
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from curation.dinov2 import export
 from curation.dinov2.config import ModelConfig
-from curation.dinov2.model import VisionTransformer
+from curation.dinov2.model import Kept, VisionTransformer
 from curation.dinov2.network import kept_rows, student_and_teacher, update_teacher
 from curation.models import torchvision_shim
 
@@ -52,8 +52,8 @@ def test_the_mask_token_hides_a_patch():
 def test_rows_that_do_not_run_a_block_pass_through():
     model = VisionTransformer(ModelConfig(**{**TINY, "depth": 1}), 16)
     (x,) = images((16, 16))
-    rows = torch.tensor([1])
-    (dropped,) = model([x], kept=[[(rows, rows)]])
+    kept = Kept(torch.tensor([1]), 2.0)
+    (dropped,) = model([x], kept=[[(kept, kept)]])
     tokens = model._embed(x, None)
 
     assert dropped.cls_ND[0].equal(model.norm(tokens)[0, 0])
@@ -62,23 +62,36 @@ def test_rows_that_do_not_run_a_block_pass_through():
 
 def test_drop_path_keeps_an_exact_number_of_rows_and_depends_on_the_step(settings):
     config = settings(model__drop_path=0.3)
-    one, same, other = (kept_rows(config, step, torch.device("cpu")) for step in (5, 5, 6))
+    one, same, other = (kept_rows(config, step, range(4), torch.device("cpu")) for step in (5, 5, 6))
 
     for block in one:
-        assert [len(rows) for stack in block for rows in stack] == [
-            5,
-            5,
-            5,
-            5,
-        ]  # 8 global and 8 local crops, 0.7 of each
-    assert all(a.equal(b) for x, y in zip(one[0], same[0], strict=True) for a, b in zip(x, y, strict=True))
+        kept = [branch for stack in block for branch in stack]
+        assert [len(rows) for rows, _ in kept] == [5, 5, 5, 5]  # 8 global and 8 local crops, 0.7 of each
+        assert {scale for _, scale in kept} == {8 / 5}
+    assert all(a.rows.equal(b.rows) for x, y in zip(one[0], same[0], strict=True) for a, b in zip(x, y, strict=True))
     assert not all(
-        a.equal(b)
+        a.rows.equal(b.rows)
         for m, n in zip(one, other, strict=True)
         for x, y in zip(m, n, strict=True)
         for a, b in zip(x, y, strict=True)
     )
-    assert kept_rows(settings(model__drop_path=0.0), 5, torch.device("cpu")) is None
+    assert kept_rows(settings(model__drop_path=0.0), 5, range(4), torch.device("cpu")) is None
+
+
+def test_parts_of_a_batch_keep_the_rows_that_the_whole_batch_keeps(settings):
+    config = settings(model__drop_path=0.3, data__batch_size=6)
+    whole = kept_rows(config, 7, range(6), torch.device("cpu"))
+    parts = {images: kept_rows(config, 7, images, torch.device("cpu")) for images in (range(4), range(4, 6))}
+
+    for block in range(config.model.shape.depth):
+        for stack in (0, 1):
+            for branch in (0, 1):
+                together = set()
+                for images, rows in parts.items():
+                    crops, places = divmod(rows[block][stack][branch].rows.numpy(), len(images))
+                    together |= set((crops * 6 + places + images.start).tolist())
+                    assert rows[block][stack][branch].scale == whole[block][stack][branch].scale
+                assert together == set(whole[block][stack][branch].rows.tolist())
 
 
 def test_initial_weights_depend_on_the_seed_alone(settings):

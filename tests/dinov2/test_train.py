@@ -79,6 +79,30 @@ def test_a_stopped_and_resumed_run_is_equal_to_the_bit(manifest, settings, unint
     assert_same_run(uninterrupted, resumed)
 
 
+@pytest.mark.parametrize("settings_of", ["shared_softmax", "class_token_only"])
+def test_centres_and_shared_heads_resume_to_the_bit(manifest, settings, tmp_path, settings_of):
+    changes = {"losses": {"centring": "softmax", "mask_count": "reference"}, "heads__ibot": None}
+    if settings_of == "class_token_only":  # DINO as first published: no masks, no patches, no KoLeo
+        changes["losses"] |= {"ibot_weight": 0, "masked_share": 0, "koleo_weight": 0}
+    config = settings(**changes)
+    whole = train(manifest, config, tmp_path / "whole", resume=False, device="cpu")
+    done = []
+    train(
+        manifest,
+        config,
+        tmp_path / "parts",
+        resume=False,
+        device="cpu",
+        on_step=done.append,
+        should_stop=lambda: len(done) == 4,
+    )
+    resumed = train(manifest, config, tmp_path / "parts", resume=True, device="cpu")
+
+    assert_same_run(whole, resumed)
+    assert newest_tensors(whole)["centre/dino"].abs().max() > 0
+    assert ("loss_ibot" in whole.losses) == (settings_of == "shared_softmax")
+
+
 class CrashError(Exception):
     pass
 

@@ -1,0 +1,95 @@
+"""The processes that train together, and which images of a step are whose."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, distributed
+
+from curation.errors import TrainError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together; alone it needs no process group.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, device: torch.device) -> "World":
+        """Return the world that torchrun or Ray Train started this process in; it joins the others.
+
+        Raises:
+            TrainError: The processes cannot reach each other.
+        """
+        if distributed.is_initialized():
+            return cls(distributed.get_rank(), distributed.get_world_size())
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        try:
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise TrainError(f"cannot join {os.environ['WORLD_SIZE']} processes: {error}") from error
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
+    def leave(self) -> None:
+        """Part from the others."""
+        if self.size > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def parts(self, batch_size: int, micro_batches: int) -> list[range]:
+        """Return which images of a step's batch this process works on, in equal parts one after the other.
+
+        Raises:
+            TrainError: The batch cannot be cut into equal parts.
+        """
+        num_parts = self.size * micro_batches
+        if batch_size % num_parts:
+            raise TrainError(
+                f"data.batch_size {batch_size} is the whole step's and must be a multiple of {self.size} processes x "
+                f"{micro_batches} micro-batches = {num_parts}"
+            )
+        length = batch_size // num_parts
+        first = self.rank * micro_batches
+        return [range(part * length, (part + 1) * length) for part in range(first, first + micro_batches)]
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Return the sum over processes."""
+        if self.size > 1:
+            x = x.clone()
+            distributed.all_reduce(x)
+        return x
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Return the mean over processes."""
+        return self.sum(x) / self.size
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """Return log Σ exp over processes, element by element; the memory is one tensor however many there are."""
+        if self.size == 1:
+            return x
+        most = x.clone()
+        distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        return most + self.sum(torch.exp(x - most)).log()
+
+    def gather(self, x_N: Tensor) -> Tensor:
+        """Return the rows of all processes, (size · N, ...), by rank; each has as many."""
+        if self.size == 1:
+            return x_N
+        rows = [torch.empty_like(x_N) for _ in range(self.size)]
+        distributed.all_gather(rows, x_N.contiguous())
+        return torch.cat(rows)
+
+    def wait(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+ALONE = World()

@@ -1,0 +1,49 @@
+"""One of the two ranks of ``losses_2ranks.safetensors``: ``golden_worker.py RANK STORE FILE OUTPUT``.
+
+It writes what this process computes under the names that the file has for its rank.
+"""
+
+import sys
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from curation.dinov2 import losses
+from curation.dinov2.centring import RunningCentre, SinkhornKnopp
+from curation.dinov2.objective import Inputs
+from curation.dinov2.world import World
+
+rank, store, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+TEMPERATURE, STUDENT = 0.05, 0.1
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+world = World.join(torch.device("cpu"))
+given = {name.removeprefix(f"in/rank{rank}/"): value for name, value in load_file(file).items()}
+cpu = torch.device("cpu")
+found = {}
+for kind, prototypes in (("dino", 48), ("ibot", 40)):
+    centre = RunningCentre(prototypes, 0.9, cpu, world, each_process_equal=True)
+    for name, centring in (("sk", SinkhornKnopp(3, world)), ("center", centre)):
+        for step in (0, 1):
+            if name == "center":
+                found[f"{kind}/center/center_used_{step}"] = centre.value_K
+            p = centring.assign(given[f"{kind}/teacher_logits_{step}"], TEMPERATURE)
+            if kind == "dino":
+                student = given[f"dino/student_local_{step}"].clone().requires_grad_()
+                loss = losses.dino_local_loss(p.view(2, 3, prototypes), student, STUDENT)
+            else:
+                masks = given["ibot/masks"].bool()
+                weight = Inputs.of([], masks).weight_M
+                student = given[f"ibot/student_logits_{step}"].clone().requires_grad_()
+                loss = losses.ibot_loss(p, student, weight, len(masks), STUDENT)
+            loss.backward()
+            centring.update()
+            found |= {
+                f"{kind}/{name}/teacher_prob_{step}": p,
+                f"{kind}/{name}/loss_{step}": loss.detach(),
+                f"{kind}/{name}/grad_{step}": student.grad,
+            }
+    found[f"{kind}/center/center_final"] = centre.value_K
+save_file({name: value.contiguous() for name, value in found.items()}, output)
+distributed.destroy_process_group()

@@ -1,0 +1,26 @@
+"""One of several processes that train together: ``parallel_worker.py RANK SIZE STORE JOBS``, jobs as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from curation.dinov2.config import TrainConfig
+from curation.dinov2.train import train
+
+rank, size, store, jobs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
+torch.set_num_threads(1)
+distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
+for job in jobs:
+    seen = []
+    train(
+        job["manifest"],
+        TrainConfig.model_validate_json(json.dumps(job["config"])),
+        Path(job["output"]),
+        resume=job["resume"],
+        device="cpu",
+        should_stop=lambda seen=seen, job=job: seen.append(1) or len(seen) == job["stop_after"],
+    )
+distributed.destroy_process_group()

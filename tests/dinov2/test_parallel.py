@@ -1,0 +1,116 @@
+"""However a step's batch is cut into processes and micro-batches, it is the same step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from curation.dinov2.train import train
+from curation.dinov2.world import World
+from curation.errors import TrainError
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+STEPS = 5
+
+
+def run_together(folder, jobs, size=2):
+    """Run jobs in several processes."""
+    arguments = [str(size), str(folder / "store"), json.dumps(jobs)]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), str(rank), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(outputs)
+
+
+def job(manifest, config, output, resume=False, stop_after=-1):
+    return {
+        "manifest": str(manifest),
+        "config": config.model_dump(mode="json"),
+        "output": str(output),
+        "resume": resume,
+        "stop_after": stop_after,
+    }
+
+
+def losses(output):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return torch.tensor([[line[name] for name in sorted(line) if name.startswith("loss")] for line in lines])
+
+
+def assert_same_losses(one, other):
+    assert (losses(one) - losses(other)).abs().max() <= 1e-5
+
+
+VARIANTS = {
+    "sinkhorn_knopp": {},
+    "softmax_shared": {"losses": {"centring": "softmax"}, "heads__ibot": None},
+}
+
+
+def of(settings, variant, **changes):
+    return settings(schedule__steps=STEPS, data__batch_size=8, **VARIANTS[variant], **changes)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_micro_batches_give_the_losses_of_the_whole_batch(manifest, settings, tmp_path, variant):
+    for name, micro_batches in (("whole", 1), ("parts", 4)):
+        config = of(settings, variant, data__micro_batches=micro_batches)
+        train(manifest, config, tmp_path / name, resume=False, device="cpu")
+
+    assert len(losses(tmp_path / "whole")) == STEPS
+    assert_same_losses(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_processes_give_the_losses_of_one(manifest, settings, tmp_path, variant):
+    one, both = of(settings, variant), of(settings, variant, data__micro_batches=2)
+    cut = of(settings, variant, parallel="fsdp")
+    together = {"copies": one, "copies_and_parts": both, "cut": cut}
+    train(manifest, one, tmp_path / "alone", resume=False, device="cpu")
+    run_together(tmp_path, [job(manifest, config, tmp_path / name) for name, config in together.items()])
+
+    for name in together:
+        assert_same_losses(tmp_path / "alone", tmp_path / name)
+        ours, theirs = (load_file(tmp_path / run / "teacher.safetensors") for run in ("alone", name))
+        assert max((ours[key] - theirs[key]).abs().max() for key in ours) <= 1e-4
+
+
+def test_a_run_goes_on_with_another_number_of_processes(manifest, settings, tmp_path):
+    config, cut = of(settings, "softmax_shared"), of(settings, "softmax_shared", parallel="fsdp")
+    train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
+    seen = []
+    train(
+        manifest,
+        config,
+        tmp_path / "changing",
+        resume=False,
+        device="cpu",
+        should_stop=lambda: seen.append(1) or len(seen) == 1,
+    )
+    run_together(tmp_path, [job(manifest, cut, tmp_path / "changing", resume=True, stop_after=2)])
+    assert len(losses(tmp_path / "changing")) == 3
+    train(manifest, config, tmp_path / "changing", resume=True, device="cpu")
+
+    assert_same_losses(tmp_path / "alone", tmp_path / "changing")
+
+
+def test_a_batch_is_cut_into_equal_parts_in_order():
+    parts = [part for rank in range(3) for part in World(rank, 3).parts(12, 2)]
+
+    assert parts == [range(start, start + 2) for start in range(0, 12, 2)]
+    with pytest.raises(TrainError, match="multiple of 3 processes x 2 micro-batches = 6"):
+        World(0, 3).parts(16, 2)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from curation import images, jpeg_coding, schema
+from curation import images, jpeg_coding, jpeg_edit, schema
 from curation.config import FacesConfig, ImagesConfig
 from curation.models.faces import FaceDetector, Faces, best_first
 from curation.stage import ImageRow
@@ -47,7 +47,7 @@ class FacesStage:
     """
 
     name: ClassVar[str] = "faces"
-    version: ClassVar[int] = 2  # raise when the output for the same input changes
+    version: ClassVar[int] = 3  # raise when the output for the same input changes
     writes: schema.Table = schema.FACES
     batch_size: int = 16
     min_side_px: int | None = None
@@ -76,8 +76,11 @@ class FacesStage:
             rgb_HW3 = images.decode(image.data, self._limits)
         faces = self._detector.detect(rgb_HW3)
         if len(faces) == 0:
-            data, stored_format = images.strip_metadata(image.data, info.format, self._limits, self.config.jpeg_quality)
-            if stored_format == info.format or stored_format in images.LOSSLESS:
+            stripped = images.stripped(image.data, info.format, self._limits)
+            if stripped is not None:
+                return HiddenFaces(faces, stripped, info.format)
+            data, stored_format = images.encode_like(rgb_HW3, info.format, self.config.jpeg_quality)
+            if stored_format in images.LOSSLESS:
                 return HiddenFaces(faces, data, stored_format)
             # Lossy anew: what is stored differs from what was searched.
             faces = self._detector.detect(images.decode(data, self._limits))
@@ -177,19 +180,21 @@ class _Writer:
     format: str
     quality: int
     coding: jpeg_coding.JpegCoding | None
+    planes: list[jpeg_edit.Plane]
 
     def encode(self, rgb_HW3: npt.NDArray[np.uint8], hidden_HW3: npt.NDArray[np.uint8]) -> bytes:
         if self.coding is None:
             return images.encode(hidden_HW3, self.format, self.quality)
-        return jpeg_coding.encode_jpeg(jpeg_coding.settled(rgb_HW3, hidden_HW3, self.coding), self.coding)
+        return jpeg_edit.encode_edited(self.planes, rgb_HW3, hidden_HW3, self.coding)
 
 
 def _writer(data: bytes, source_format: str, rgb_HW3: npt.NDArray[np.uint8], quality: int) -> _Writer:
     if source_format in images.LOSSLESS or (source_format == "webp" and _is_lossless_webp(data)):
-        return _Writer("png", quality, None)
+        return _Writer("png", quality, None, [])
     height, width = rgb_HW3.shape[:2]
     coding = jpeg_coding.coding_of(data, width, height) if source_format == "jpeg" else None
-    return _Writer("jpeg", quality, coding)
+    planes = [] if coding is None else jpeg_edit.source_planes(data, rgb_HW3, coding)
+    return _Writer("jpeg", quality, coding, planes)
 
 
 def _is_lossless_webp(data: bytes) -> bool:

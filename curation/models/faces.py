@@ -113,6 +113,14 @@ class FaceDetector:
         faces = self._faces(found, self._combine, self.min_score, width, height)
         return faces, self._faces(found, "max", min_score_alone, width, height)
 
+    def detect_alone(self, rgb_HW3: npt.NDArray[np.uint8], scales: Sequence[float], min_score: float) -> Faces:
+        """Return what any one of these scales finds in the whole image; those that do not fit are left out."""
+        height, width = rgb_HW3.shape[:2]
+        fitting = [scale for scale in scales if scale <= self._largest_scale(width, height)]
+        sizes = [(max(1, round(width * scale)), max(1, round(height * scale))) for scale in fitting]
+        found = [self.search(rgb_HW3, size, min_score) for size in sizes]
+        return self._faces([found or [(np.zeros((0, 4)), np.zeros(0))]], "max", min_score, width, height)
+
     def _search_all(self, rgb_HW3: npt.NDArray[np.uint8], min_score: float) -> list[list[Found]]:
         """Return what each scale of the whole image finds, and, of a large one, what each scale of its tiles finds."""
         height, width = rgb_HW3.shape[:2]

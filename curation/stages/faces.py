@@ -2,7 +2,7 @@
 
 What is stored of an image comes from here. An image without faces keeps its coded pixels; only metadata goes. An image
 with faces is encoded anew (a JPEG as its source was quantised, what was lossless losslessly), then searched again as it
-will be stored: what is still found is hidden more, and in the end filled with one colour.
+will be stored, and mirrored: what is still found is hidden another way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from curation.stages.hiding import Region, hide, strengthened
 
 _MAX_ROUNDS = 7  # of blurring and searching again; of 157 crowd photos 86 took one, 45 two, 12 three, 14 more
 _ALONE = 0.5  # a score at which one scale has found a hidden face again, whatever the others say
+_OTHER_SCALES = (0.75, 1.5)  # at which hidden faces are searched too, where they fit
 _FOUND_AGAIN = 0.4  # of the smaller box: a detection that covers so much of a hidden face has found it again
 
 
@@ -115,14 +116,33 @@ class FacesStage:
         return HiddenFaces(faces, writer.encode(rgb_HW3, hide(rgb_HW3, regions, self.config.margin)), writer.format)
 
     def _found_again(self, data: bytes, regions: Sequence[Region]) -> Faces:
-        """Return what would be found in stored bytes, and what any one scale still takes for a hidden face."""
-        found, alone = self._detector.detect_twice(images.decode(data, self._limits), _ALONE)
-        is_hidden = np.zeros(len(alone), dtype=bool)
-        for region in regions:
-            is_hidden |= _covered(region.box_4, alone.boxes_N4)
-        for box_4 in found.boxes_N4:
-            is_hidden &= ~_covered(box_4, alone.boxes_N4)
-        return _merged(found, Faces(alone.boxes_N4[is_hidden], alone.scores_N[is_hidden]))
+        """Return what would be found in stored bytes, and what of a hidden face is still found some other way.
+
+        That is by any one scale alone, in the mirrored image, or at scales that the search for faces does not use.
+        """
+        rgb_HW3 = images.decode(data, self._limits)
+        width = rgb_HW3.shape[1]
+        found, alone = self._detector.detect_twice(rgb_HW3, _ALONE)
+        again = [alone, self._detector.detect_alone(rgb_HW3, _OTHER_SCALES, _ALONE)]
+        turned_HW3 = np.ascontiguousarray(rgb_HW3[:, ::-1])
+        turned = [
+            *self._detector.detect_twice(turned_HW3, _ALONE),
+            self._detector.detect_alone(turned_HW3, _OTHER_SCALES, _ALONE),
+        ]
+        again += [_mirrored(faces, width) for faces in turned]
+        for faces in again:
+            is_new = np.zeros(len(faces), dtype=bool)
+            for region in regions:
+                is_new |= _covered(region.box_4, faces.boxes_N4)
+            for box_4 in found.boxes_N4:
+                is_new &= ~_covered(box_4, faces.boxes_N4)
+            found = _merged(found, Faces(faces.boxes_N4[is_new], faces.scores_N[is_new]))
+        return found
+
+
+def _mirrored(faces: Faces, width: int) -> Faces:
+    left_N, top_N, right_N, bottom_N = faces.boxes_N4.T
+    return Faces(np.stack((width - right_N, top_N, width - left_N, bottom_N), axis=1), faces.scores_N)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ _MEAN, _RIM, _DARK, _LIGHT, _OPPOSITE = range(5)  # levels; the later ones are f
 LAST_LEVEL = _OPPOSITE
 _TOUCHED = 0.4  # of the smaller of region and found face
 _RIM_POINTS, _RIM_WAVES = 64, 6
-# The outermost share of the ellipse fades from hidden to untouched: a hard edge costs the JPEG blocks that it crosses more.
+# The outermost share of the ellipse fades from hidden to untouched: JPEG blocks that a hard edge crosses suffer more.
 _FADE = 0.15
 
 

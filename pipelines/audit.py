@@ -50,7 +50,7 @@ def audit(
     """
     faces = context.config.faces
     loaded = context.weights(weights or faces.weights)
-    detector = FaceDetector(loaded, faces.min_score, faces.scales, faces.max_side_px)
+    detector = FaceDetector(loaded, faces.min_score, faces.scales, faces.max_side_px, tiled=faces.tiles)
     images = hidden = again = detections = 0
     for collection in ("pool", *context.collections("seeds")):
         for shard, marker in context.run.markers(collection, "faces").items():

@@ -168,7 +168,7 @@ def _screen() -> tuple[Step, ...]:
             "faces",
             "faces",
             "images",
-            2,
+            3,
             _OURS,
             _faces,
             reads=_FETCHED,
@@ -387,6 +387,7 @@ def _faces(context: Context) -> Any:
         config.scales,
         config.max_side_px,
         device=context.device("faces"),
+        tiled=config.tiles,
     )
     return FacesStage(detector, config, context.config.images)
 

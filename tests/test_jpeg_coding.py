@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation import images, jpeg_coding
-from curation.config import ImagesConfig
 from curation.errors import ImageError
-from curation.jpeg_coding import JpegCoding, coding_of, encode_jpeg, settled
+from curation.jpeg_coding import JpegCoding, coding_of, encode_jpeg
 
 skimage_data = pytest.importorskip("skimage.data")
-LIMITS = ImagesConfig()
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +19,6 @@ def jpeg(rgb, mode="RGB", **options):
     buffer = io.BytesIO()
     Image.fromarray(rgb).convert(mode).save(buffer, "JPEG", **options)
     return buffer.getvalue()
-
-
-def edited(rgb):
-    changed = rgb.copy()
-    changed[100:143, 60:131] = changed[100:143, 60:131].mean(axis=(0, 1)).astype(np.uint8)
-    return changed
 
 
 @pytest.mark.parametrize("quality", [35, 75, 92, 100])
@@ -78,53 +69,3 @@ def test_what_is_no_jpeg_is_refused():
 def test_an_image_larger_than_a_jpeg_can_hold_is_refused():
     with pytest.raises(ImageError, match="cannot write"):
         encode_jpeg(np.zeros((1, 65_600, 3), np.uint8), JpegCoding(((1,) * 64,) * 2, "4:4:4", False))
-
-
-@pytest.mark.parametrize("quality", [60, 85, 95])
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-def test_unedited_pixels_differ_by_no_more_than_coding_the_source_again_does(quality, subsampling, photo):
-    source = jpeg(photo, quality=quality, subsampling=subsampling)
-    coding, rgb = coding_of(source, 401, 333), images.decode(source, LIMITS)
-    changed = edited(rgb)
-    unedited = (changed == rgb).all(axis=2)
-
-    ours = images.decode(encode_jpeg(settled(rgb, changed, coding), coding), LIMITS).astype(int)
-    plain = images.decode(encode_jpeg(rgb, coding), LIMITS).astype(int)
-    careless = images.decode(encode_jpeg(changed, coding), LIMITS).astype(int)
-
-    error, allowed, without = (np.abs(result - rgb)[unedited].mean() for result in (ours, plain, careless))
-    assert error <= without
-    # With full chroma coding again is nearly exact, so nothing elsewhere makes up for the blocks that the edit crosses.
-    assert error <= (allowed if subsampling == "4:2:0" else 0.2)
-
-
-def test_of_a_large_image_only_the_part_around_an_edit_is_settled(photo, monkeypatch):
-    monkeypatch.setattr(jpeg_coding, "_MAX_SETTLED_PX", 30_000)
-    source = jpeg(photo, quality=85)
-    coding, rgb = coding_of(source, 401, 333), images.decode(source, LIMITS)
-
-    ours = images.decode(encode_jpeg(settled(rgb, edited(rgb), coding), coding), LIMITS)
-    plain = images.decode(encode_jpeg(rgb, coding), LIMITS)
-
-    far = np.ones(rgb.shape[:2], bool)
-    far[100 - 34 : 143 + 34, 60 - 34 : 131 + 34] = False
-    assert (ours[far] == plain[far]).all()
-    assert (ours != plain).any()
-
-
-def test_a_very_large_edit_is_left_as_it_is(photo, monkeypatch):
-    monkeypatch.setattr(jpeg_coding, "_MAX_SETTLED_PX", 1_000)
-    changed = edited(photo)
-
-    assert (settled(photo, changed, coding_of(jpeg(photo), 401, 333)) == changed).all()
-
-
-def test_edits_stay_edited(photo):
-    source = jpeg(photo, quality=85)
-    coding, rgb = coding_of(source, 401, 333), images.decode(source, LIMITS)
-    changed = edited(rgb)
-
-    ours = images.decode(encode_jpeg(settled(rgb, changed, coding), coding), LIMITS).astype(int)
-
-    assert np.abs(ours - changed)[110:133, 70:121].mean() < 3
-    assert (settled(rgb, rgb, coding) == rgb).all()

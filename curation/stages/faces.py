@@ -47,7 +47,7 @@ class FacesStage:
     """
 
     name: ClassVar[str] = "faces"
-    version: ClassVar[int] = 2  # raise when the output for the same input changes
+    version: ClassVar[int] = 3  # raise when the output for the same input changes
     writes: schema.Table = schema.FACES
     batch_size: int = 16
     min_side_px: int | None = None

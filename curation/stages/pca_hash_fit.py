@@ -37,7 +37,7 @@ class PcaHashFit:
     """
 
     name: ClassVar[str] = "pca_hash_fit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: tuple[Table, ...] = (schema.FETCH,)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (PCA_FILE,)

@@ -5,6 +5,7 @@ height are checked against the limits before pixels are allocated; whatever Pill
 ``ImageError`` with one of ``schema.IMAGE_REASONS``. Metadata surgery that leaves pixels alone is in ``containers.py``.
 """
 
+import ctypes
 import functools
 import io
 import math
@@ -13,13 +14,13 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, _imaging
 
 from curation import containers, icc
 from curation.config import ImagesConfig
@@ -235,6 +236,18 @@ def _open(data: bytes, limits: ImagesConfig) -> Image.Image:
     return image
 
 
+def _quiet_libtiff() -> None:
+    """Keep libtiff from writing to standard error, past Python; what it says makes Pillow raise as well.
+
+    A symbol asked of Pillow's own module is looked for in the libraries that it is linked with.
+    """
+    with suppress(OSError, AttributeError):  # another way of linking: the lines stay
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+_quiet_libtiff()
 _PILLOW_FILTER_MODULE = r"PIL\..*|curation\.images"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from curation import icc, images, schema
+from curation import colours, icc, images, schema
 from curation.config import ImagesConfig
 from curation.errors import ImageError
 
@@ -90,7 +90,7 @@ def test_content_decides_and_not_the_limits_of_another_format():
 def test_exif_orientation_is_applied(orientation, kind):
     upright = photo()
     undo = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
-    method = images._TRANSPOSE.get(undo)
+    method = colours._TRANSPOSE.get(undo)
     stored = np.asarray(Image.fromarray(upright).transpose(method)) if method is not None else upright
     options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {"lossless": True} if kind == "WEBP" else {}
     data = encoded(stored, kind, exif=camera_exif(orientation), **options)
@@ -221,7 +221,7 @@ def test_strips_make_the_whole(monkeypatch, orientation):
     data = encoded(photo(), "PNG", exif=camera_exif(orientation))
     whole = images.decode(data, LIMITS)
 
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 7 * whole.shape[1])
+    monkeypatch.setattr(colours, "_STRIP_PIXELS", 7 * whole.shape[1])
 
     assert (images.decode(data, LIMITS) == whole).all()
 

@@ -96,7 +96,7 @@ def profiles(image: Image.Image) -> tuple[bool, bytes | None]:
     return True, _slimmed(profile, mode)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def _slimmed(profile: bytes, mode: str) -> bytes | None:
     """Return a profile of nothing but colours that converts a grid of them as the given one does, if there is one."""
     small = icc.slimmed(profile)

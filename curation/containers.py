@@ -31,6 +31,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Bytes of the chunks that are kept besides pixels, palette and transparency; no animation: later frames were never
 # looked at.
 _PNG_KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4}
+_PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT"))
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
 _PNG_KEY_BYTES = {0: 2, 2: 6}  # of a transparent colour
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -175,24 +176,27 @@ def strip_png(data: bytes, orientation: int, profile: bytes | None = None) -> by
 def _png_chunks(data: bytes) -> dict[bytes, bytes] | None:
     """Return the payloads of chunks by type; those of pixels in one piece. Of other types the first counts.
 
-    None if the file is cut, or has two of what pixels depend on.
+    None if the file is cut, or what pixels depend on comes twice or out of order: then decoders differ.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return None
     chunks: dict[bytes, bytes] = {}
     pixels: list[bytes] = []
-    position = len(_PNG_SIGNATURE)
+    position, previous = len(_PNG_SIGNATURE), b""
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         kind, end = data[position + 4 : position + 8], position + 12 + length
         if end > len(data):
             return None
+        if not chunks and kind != b"IHDR":
+            return None
         if kind == b"IEND":
             return chunks | {b"IDAT": b"".join(pixels)}
+        if kind in _PNG_PIXELS and (kind in chunks or (pixels and not kind == previous == b"IDAT")):
+            return None
+        previous = kind
         if kind == b"IDAT":
             pixels.append(data[position + 8 : end - 4])
-        elif kind in chunks and kind in (b"IHDR", b"PLTE", b"tRNS"):
-            return None
         else:
             chunks.setdefault(kind, data[position + 8 : end - 4])
         position = end

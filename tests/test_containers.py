@@ -407,3 +407,25 @@ def test_broken_exif_says_nothing():
     assert containers.exif_orientation(block) == 6
     for data in (b"", b"Exif\0\0", b"II*\0", b"II*\0\xff\xff\xff\xff", block[:20], b"II*\0\x08\0\0\0\xff\xff"):
         assert containers.exif_orientation(data) == 1
+
+
+@pytest.mark.parametrize(
+    "first", ["pixels of another picture before the header", "and behind a chunk of text", "twice"]
+)
+def test_pixels_in_odd_places_do_not_change_what_is_stored(first):
+    at = PNG.index(b"IDAT") - 4
+    end = at + 12 + struct.unpack_from(">I", PNG, at)[0]
+    other = encoded(noise(seed=5), "PNG")
+    start = other.index(b"IDAT") - 4
+    foreign = other[start : start + 12 + struct.unpack_from(">I", other, start)[0]]
+    data = {
+        "pixels of another picture before the header": PNG[:8] + foreign + PNG[8:],
+        "and behind a chunk of text": PNG[:end] + png_chunk(b"tEXtSecretNote") + foreign + PNG[end:],
+        "twice": PNG[:end] + foreign + PNG[end:],
+    }[first]
+
+    stripped, _ = images.strip_metadata(data, "png")
+
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+    assert b"ecret" not in stripped
+    assert foreign[8:-4] not in stripped

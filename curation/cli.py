@@ -335,8 +335,11 @@ def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner
         with closing(RayRunner(options.ray_address)) as ray_runner:
             yield ray_runner
     elif options.runner == "threads" or in_memory:
+        from curation.crashes import watch
         from curation.pipelines.local_runner import LocalRunner
 
+        if not in_memory:  # a run in memory would be lost with its process
+            watch().enforce_deadlines()
         yield LocalRunner(options.workers)
     else:
         from curation.pipelines.process_runner import ProcessRunner

@@ -81,10 +81,20 @@ class ShardsConfig(Settings):
 class ImagesConfig(Settings):
     """Limits of decoding, checked before memory is allocated."""
 
-    max_pixels: int = Field(100_000_000, ge=1, description="Width x height; larger images are refused.")
+    max_pixels: int = Field(
+        64_000_000,
+        ge=1,
+        description="Width x height; larger images are refused. A decoding thread may take 18 bytes for each: 1.2 GB.",
+    )
     min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
     max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
     decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")
+    decode_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Deadline of decoding one image; one that takes longer twice is refused."
+    )
+    prepare_timeout_s: float = Field(
+        300.0, gt=0, le=3600, description="Deadline of what stages do with one decoded image, such as hiding faces."
+    )
 
 
 class CrawlConfig(Settings):

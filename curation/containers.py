@@ -20,19 +20,25 @@ _CODING = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), SOS, 0xDB, 0xDC, 0x
 _NO_PAYLOAD = frozenset({0x01, *range(0xD0, 0xDA)})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # stuffed zeros and restarts belong to the coded data
+_ICC = b"ICC_PROFILE\0"
+_ICC_BYTES = 65_535 - 2 - len(_ICC) - 2  # of a profile, in one segment
 _JFIF_BYTES = 14  # of APP0 without its thumbnail
 _MAX_EXIF_ENTRIES = 1_000
 _MAX_BOXES = 1_000
 
 # PNG: signature; chunks of length (4), type (4), payload and CRC (4).
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_KEPT = frozenset(
-    b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT bKGD pHYs cICP".split()
-)  # no animation: later frames were never looked at
+# Bytes of the chunks that are kept besides pixels, palette and transparency; no animation: later frames were never
+# looked at.
+_PNG_KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4}
+_PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT"))
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
+_PNG_KEY_BYTES = {0: 2, 2: 6}  # of a transparent colour
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_DEFLATED_BYTES, _INFLATED_BYTES = 1 << 16, 1 << 20  # at a time
 
 # WebP: RIFF, length, WEBP; chunks of type (4), length (4), payload, padded to even.
-_WEBP_KEPT = frozenset((b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ICCP"))
-_WEBP_EXIF, _WEBP_XMP, _WEBP_ANIMATION = 0x08, 0x04, 0x02
+_WEBP_ICC, _WEBP_ALPHA, _WEBP_EXIF, _WEBP_ANIMATION = 0x20, 0x10, 0x08, 0x02
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,13 @@ def jpeg_segment(code: int, payload: bytes) -> bytes:
     return bytes((0xFF, code)) + struct.pack(">H", len(payload) + 2) + payload
 
 
-def strip_jpeg(data: bytes, orientation: int) -> bytes | None:
-    """Keep the coded data, JFIF (without thumbnail), ICC profile and Adobe's colour transform; and the orientation.
+def strip_jpeg(data: bytes, orientation: int, profile: bytes | None = None) -> bytes | None:
+    """Keep the coded data, JFIF (without thumbnail) and Adobe's colour transform; and the orientation.
 
     Args:
         data: A JPEG file that decodes.
         orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
+        profile: ICC profile to write instead of the file's own.
 
     Raises:
         ImageError: A segment is shorter than its own length.
@@ -97,6 +104,10 @@ def strip_jpeg(data: bytes, orientation: int) -> bytes | None:
         return None
     parts = [b"\xff\xd8"]
     marks = [] if orientation == 1 else [jpeg_segment(0xE1, b"Exif\0\0" + _orientation_tiff(orientation))]
+    if profile is not None:
+        pieces = [profile[start : start + _ICC_BYTES] for start in range(0, len(profile), _ICC_BYTES)]
+        counted = enumerate(pieces, start=1)
+        marks += [jpeg_segment(0xE2, _ICC + bytes((number, len(pieces))) + piece) for number, piece in counted]
     coded_from = None
     for segment in jpeg_segments(data):
         if coded_from is not None:
@@ -107,7 +118,7 @@ def strip_jpeg(data: bytes, orientation: int) -> bytes | None:
         if segment.code == SOI or segment.end > len(data):
             return None
         kept = kept_segment(segment.code, data[segment.start : segment.end])
-        if kept is not None:
+        if kept is not None and segment.code != 0xE2:
             if segment.code != 0xE0:  # the JFIF segment comes first by its definition
                 parts, marks = parts + marks, []
             parts.append(jpeg_segment(segment.code, kept))
@@ -124,45 +135,115 @@ def kept_segment(code: int, payload: bytes) -> bytes | None:
         jfif = payload.startswith(b"JFIF\0") and len(payload) >= _JFIF_BYTES
         return payload[: _JFIF_BYTES - 2] + b"\0\0" if jfif else None
     if code == 0xE2:
-        return payload if payload.startswith(b"ICC_PROFILE\0") else None
+        return payload if payload.startswith(_ICC) else None
     if code == 0xEE:
         return payload[:12] if payload.startswith(b"Adobe") else None
     return payload if code in _CODING else None
 
 
-def strip_png(data: bytes, orientation: int) -> bytes | None:
-    """Keep the chunks that decide pixels and colours of the default image; and the orientation."""
+def strip_png(data: bytes, orientation: int, profile: bytes | None = None) -> bytes | None:
+    """Keep the chunks that decide pixels and colours of the default image, and of its pixels what decoders read.
+
+    Args:
+        data: A PNG file that decodes.
+        orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
+        profile: ICC profile to write instead of the file's own.
+    """
+    chunks = _png_chunks(data)
+    if chunks is None or len(chunks.get(b"IHDR", b"")) != 13:
+        return None
+    header = chunks[b"IHDR"]
+    pixels = _png_pixels(chunks.get(b"IDAT", b""), _png_inflated_bytes(header))
+    if pixels is None:
+        return None
+    kept = [b"IHDR" + header]
+    kept += [kind + chunks[kind] for kind, size in _PNG_KEPT.items() if len(chunks.get(kind, b"")) == size]
+    if profile is not None:
+        kept.append(b"iCCP" + b"icc\0\0" + zlib.compress(profile))
+    if header[9] == 3:
+        kept.append(b"PLTE" + chunks.get(b"PLTE", b""))
+    if b"tRNS" in chunks:
+        if len(chunks[b"tRNS"]) != _PNG_KEY_BYTES.get(header[9], min(len(chunks[b"tRNS"]), 256)):
+            return None
+        kept.append(b"tRNS" + chunks[b"tRNS"])
+    if orientation != 1:
+        kept.append(b"eXIf" + _orientation_tiff(orientation))
+    step = (1 << 31) - 1
+    kept += [b"IDAT" + pixels[start : start + step] for start in range(0, len(pixels), step)]
+    return _PNG_SIGNATURE + b"".join(map(_png_chunk, (*kept, b"IEND")))
+
+
+def _png_chunks(data: bytes) -> dict[bytes, bytes] | None:
+    """Return the payloads of chunks by type; those of pixels in one piece. Of other types the first counts.
+
+    None if the file is cut, or what pixels depend on comes twice or out of order: then decoders differ.
+    """
     if not data.startswith(_PNG_SIGNATURE):
         return None
-    parts = [_PNG_SIGNATURE]
-    exif = b"eXIf" + _orientation_tiff(orientation)
-    marks = [] if orientation == 1 else [_png_chunk(exif)]
-    position = len(_PNG_SIGNATURE)
+    chunks: dict[bytes, bytes] = {}
+    pixels: list[bytes] = []
+    position, previous = len(_PNG_SIGNATURE), b""
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
         kind, end = data[position + 4 : position + 8], position + 12 + length
         if end > len(data):
             return None
-        if kind == b"IDAT":
-            parts, marks = parts + marks, []
-        if kind in _PNG_KEPT:
-            parts.append(data[position:end])
+        if not chunks and kind != b"IHDR":
+            return None
         if kind == b"IEND":
-            return b"".join(parts)
+            return chunks | {b"IDAT": b"".join(pixels)}
+        if kind in _PNG_PIXELS and (kind in chunks or (pixels and not kind == previous == b"IDAT")):
+            return None
+        previous = kind
+        if kind == b"IDAT":
+            pixels.append(data[position + 8 : end - 4])
+        else:
+            chunks.setdefault(kind, data[position + 8 : end - 4])
         position = end
     return None
+
+
+def _png_inflated_bytes(header: bytes) -> int:
+    """Return the bytes of filtered rows that an image header asks for."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+    passes = _ADAM7 if interlace else ((0, 0, 1, 1),)
+    total = 0
+    for left, top, step_x, step_y in passes:
+        columns, rows = max(0, -((left - width) // step_x)), max(0, -((top - height) // step_y))
+        total += rows * (1 + (columns * depth * _PNG_SAMPLES.get(colour, 1) + 7) // 8) if columns else 0
+    return total
+
+
+def _png_pixels(coded: bytes, num_bytes: int) -> bytes | None:
+    """Return a zlib stream without what follows its end; None if it does not hold the bytes that decoders read."""
+    inflate, given, found = zlib.decompressobj(), 0, 0
+    try:
+        while not inflate.eof and given < len(coded):
+            waiting = coded[given : given + _DEFLATED_BYTES]
+            given += len(waiting)
+            while waiting and found <= num_bytes:
+                found += len(inflate.decompress(waiting, _INFLATED_BYTES))
+                waiting = inflate.unconsumed_tail
+    except zlib.error:
+        return None
+    return coded[: given - len(inflate.unused_data)] if inflate.eof and found == num_bytes else None
 
 
 def _png_chunk(body: bytes) -> bytes:
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
 
 
-def strip_webp(data: bytes, orientation: int) -> bytes | None:
-    """Keep the coded image, its alpha and its ICC profile; and the orientation. None for animations."""
+def strip_webp(data: bytes, orientation: int, profile: bytes | None = None) -> bytes | None:
+    """Keep the coded image and its alpha; and the orientation. None for animations.
+
+    Args:
+        data: A WebP file that decodes.
+        orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
+        profile: ICC profile to write instead of the file's own.
+    """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
-    parts: list[bytes] = []
-    extended = False
+    chunks: dict[bytes, bytes] = {}
     position, stop = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= stop:
         kind = data[position : position + 4]
@@ -171,18 +252,23 @@ def strip_webp(data: bytes, orientation: int) -> bytes | None:
         position += 8 + length + length % 2
         if len(payload) < length:
             return None
-        if kind == b"VP8X":
-            if length < 10 or payload[0] & _WEBP_ANIMATION:
-                return None
-            extended = True
-            flags = payload[0] & ~(_WEBP_EXIF | _WEBP_XMP)
-            payload = bytes((flags | (_WEBP_EXIF if orientation != 1 else 0),)) + payload[1:10]
-        if kind in _WEBP_KEPT:
-            parts.append(_riff_chunk(kind, payload))
-    if orientation != 1:
-        if not extended:
+        chunks.setdefault(kind, payload)
+    parts = [_riff_chunk(kind, chunks[kind]) for kind in (b"ALPH", b"VP8 ", b"VP8L") if kind in chunks]
+    extended = chunks.get(b"VP8X")
+    if extended is None:
+        if orientation != 1 or profile is not None:
             return None
-        parts.append(_riff_chunk(b"EXIF", _orientation_tiff(orientation)))
+    else:
+        if len(extended) < 10 or extended[0] & _WEBP_ANIMATION:
+            return None
+        flags = extended[0] & _WEBP_ALPHA
+        if profile is not None:
+            flags |= _WEBP_ICC
+            parts.insert(0, _riff_chunk(b"ICCP", profile))
+        if orientation != 1:
+            flags |= _WEBP_EXIF
+            parts.append(_riff_chunk(b"EXIF", _orientation_tiff(orientation)))
+        parts.insert(0, _riff_chunk(b"VP8X", bytes((flags, 0, 0, 0)) + extended[4:10]))
     return _riff_chunk(b"RIFF", b"WEBP" + b"".join(parts))
 
 

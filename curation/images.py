@@ -5,23 +5,22 @@ height are checked against the limits before pixels are allocated; whatever Pill
 ``ImageError`` with one of ``schema.IMAGE_REASONS``. Metadata surgery that leaves pixels alone is in ``containers.py``.
 """
 
-import functools
+import ctypes
 import io
 import math
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, _imaging
 
 from curation import containers
+from curation.colours import BROKEN, narrow_key, profiles, upright_srgb
 from curation.config import ImagesConfig
 from curation.errors import ImageError
 from curation.prescan import lean
@@ -33,38 +32,9 @@ LOSSLESS = frozenset({"png", "gif", "bmp", "tiff"})
 # MPO is what Pillow calls a JPEG with further pictures after its end; it opens as JPEG and is not a plug-in of its own.
 _PLUGINS = tuple(name for name in FORMATS if name != "MPO")
 
-# Everything Pillow 11 to 13 was seen to raise on broken files. ``Warning``: a caller may have made warnings errors.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    AssertionError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Warning,
-)
-
 _SIGNATURES = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|....ftypavi[fs]|GIF8[79]a|II\*\0|MM\0\*", re.DOTALL
 )
-_MAX_PROFILE_BYTES = 4 << 20
-_TRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -104,8 +74,8 @@ def decode(
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image (its first frame), shape (H, W, 3), upright sRGB.
 
-    Alpha is composited on white, CMYK and embedded ICC profiles are converted to sRGB, 16-bit samples keep their high
-    byte, floating-point samples are clipped from [0, 1].
+    CMYK and embedded ICC profiles are converted to sRGB, then alpha is composited on white. Samples of 12, 16 and 32
+    bits keep their highest 8, floating-point samples are taken from [0, 1].
 
     Args:
         data: Encoded bytes.
@@ -122,12 +92,9 @@ def decode(
         if min_side_px is not None and image.format in ("JPEG", "MPO"):
             side_px = max(1, math.ceil(min_side_px * headroom))
             image.draft(None, (side_px, side_px))
-        _narrow_key(image)
+        narrow_key(image)
         image.load()
-        rgb = _to_srgb(image)
-        if orientation in _TRANSPOSE:
-            rgb = rgb.transpose(_TRANSPOSE[orientation])
-        return np.array(rgb, dtype=np.uint8)
+        return upright_srgb(image, orientation)
 
 
 def encode(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int = 92) -> bytes:  # noqa: A002
@@ -186,9 +153,9 @@ def stripped(data: bytes, format: str, limits: ImagesConfig) -> bytes | None:  #
     strip = {"jpeg": containers.strip_jpeg, "png": containers.strip_png, "webp": containers.strip_webp}.get(format)
     if strip is None:
         return None
-    with _opened(data, limits) as (_, orientation):
-        pass
-    return strip(data, orientation)
+    with _opened(data, limits) as (image, orientation):
+        used, profile = profiles(image)
+    return strip(data, orientation, profile) if used == (profile is not None) else None
 
 
 def encode_like(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int) -> tuple[bytes, str]:  # noqa: A002
@@ -212,7 +179,7 @@ def _opened(data: bytes, limits: ImagesConfig) -> Iterator[tuple[Image.Image, in
         raise ImageError(reason, "the header is broken") from error
     except Image.DecompressionBombError as error:
         raise ImageError("too_many_pixels", str(error)) from error
-    except _BROKEN as error:
+    except BROKEN as error:
         reason = "truncated" if _is_truncated(data, error) else "undecodable"
         raise ImageError(reason, f"{type(error).__name__}: {error}"[:200]) from error
 
@@ -245,7 +212,19 @@ def _open(data: bytes, limits: ImagesConfig) -> Image.Image:
     return image
 
 
-_PILLOW_FILTER_MODULE = r"PIL\..*|curation\.images"
+def _quiet_libtiff() -> None:
+    """Keep libtiff from writing to standard error, past Python; what it says makes Pillow raise as well.
+
+    A symbol asked of Pillow's own module is looked for in the libraries that it is linked with.
+    """
+    with suppress(OSError, AttributeError):  # another way of linking: the lines stay
+        set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+        set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+        set_handler(None)
+
+
+_quiet_libtiff()
+_PILLOW_FILTER_MODULE = r"PIL\..*|curation\.(images|colours)"
 
 
 def _quiet_pillow() -> None:
@@ -257,73 +236,3 @@ def _quiet_pillow() -> None:
     filters: Any = warnings.filters
     if not filters or getattr(filters[0][3], "pattern", None) != _PILLOW_FILTER_MODULE:
         warnings.filterwarnings("ignore", module=_PILLOW_FILTER_MODULE)
-
-
-def _to_srgb(image: Image.Image) -> Image.Image:
-    """Return mode RGB: wide samples narrowed, alpha on white, embedded profile applied."""
-    profile = image.info.get("icc_profile")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        wide, key = np.asarray(image), image.info.get("transparency")
-        grey = _narrowed(wide)
-        image = Image.fromarray(np.where(wide == key, np.uint8(255), grey) if isinstance(key, int) else grey)
-    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in image.info:
-        image = _on_white(image)
-    elif image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
-    if isinstance(profile, bytes) and 128 < len(profile) <= _MAX_PROFILE_BYTES:
-        transform = _srgb_transform(profile, image.mode)
-        if transform is not None:
-            return transform.apply(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _narrow_key(image: Image.Image) -> None:
-    """Narrow a 16-bit PNG's transparent colour like its samples: Pillow compares its low byte with their high one."""
-    key = image.info.get("transparency")
-    tiles = getattr(image, "tile", ())
-    if image.format == "PNG" and isinstance(key, tuple) and any(tile.args == "RGB;16B" for tile in tiles):
-        image.info["transparency"] = tuple(value >> 8 for value in key)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
-    rgb = Image.new("RGB", rgba.size, "white")
-    rgb.paste(rgba, mask=rgba)  # ``alpha_composite`` would hold two more images of four bytes a pixel
-    return rgb
-
-
-def _narrowed(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Grey samples of 16 or 32 bits or floating point, as 8 bits.
-
-    Integers keep their high byte, as Pillow does for 16-bit colour. Pillow holds some 8 and 16-bit files as 32 bits,
-    so the largest value tells which byte is the high one.
-    """
-    if samples.dtype.kind == "f":
-        unit = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=1.0, neginf=0.0)
-        scale = 255.0 if unit.size and unit.max() <= 1.0 else 1.0
-        return np.asarray(np.clip(unit * scale, 0, 255).round(), dtype=np.uint8)
-    wide = np.clip(samples.astype(np.int64), 0, 2**32 - 1)
-    peak = int(wide.max()) if samples.dtype.itemsize > 2 else 2**16 - 1
-    shift = 0 if peak < 2**8 else 8 if peak < 2**16 else 24
-    return np.asarray(wide >> shift, dtype=np.uint8)
-
-
-# Profiles that are sRGB by name; others that only speak of it (linear sRGB) are converted.
-_SRGB = frozenset({"sRGB", "sRGB built-in", "sRGB IEC61966-2.1", "sRGB IEC61966-2-1", "sRGB IEC61966-2-1 black scaled"})
-
-
-@functools.lru_cache(maxsize=64)
-def _srgb_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the conversion of a profile to sRGB; None where there is nothing to convert or the profile is broken."""
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = str(source.profile.xcolor_space).strip()
-        description = str(source.profile.profile_description or "")
-        if {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(space) != mode or description in _SRGB:
-            return None
-        # NOCACHE: without lcms's one-pixel cache a transform may be applied by several threads at a time.
-        return ImageCms.ImageCmsTransform(
-            source, ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")), mode, "RGB", flags=ImageCms.Flags.NOCACHE
-        )
-    except (ImageCms.PyCMSError, *_BROKEN):
-        return None

@@ -193,7 +193,8 @@ def _flush(context: Context, parts: Sequence[_Part], chunk: list[_Prepared], ids
         tables = []
         for start in range(0, len(mine), part.stage.batch_size):
             batch = mine[start : start + part.stage.batch_size]
-            tables.append(_batch(part, batch, ids))
+            with watch().in_company():
+                tables.append(_batch(part, batch, ids))
         part.rows.extend(item.row for item in mine)
         made[part.step.stage] = pa.concat_tables(tables) if tables else part.writes.empty_table()
         part.tables.append(made[part.step.stage])
@@ -229,7 +230,6 @@ def _prepared(
     """Decode and prepare in threads, a bounded number ahead, in the order of rows."""
     limits = context.config.images
     guard = watch()
-    guard.refresh()
     sides = [part.stage.min_side_px for part in parts]
     min_side_px = None if None in sides else max(side for side in sides if side is not None)
 
@@ -237,8 +237,9 @@ def _prepared(
         identity = ids[row].as_py()
         names = [part.step.name for part in parts if row in part.todo]
         try:
-            with guard.at_work(identity, data, limits):
+            with guard.at_work(identity, data, limits) as decoded:
                 rgb = decode(data, limits, min_side_px, _HEADROOM)
+                decoded()
                 image = ImageRow(row, identity, data, rgb)
                 return _each(row, image, [part for part in parts if row in part.todo])
         except ImageError as error:

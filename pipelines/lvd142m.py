@@ -61,7 +61,7 @@ def _bring_in() -> tuple[Step, ...]:
             "fetch",
             "fetch",
             "fetch",
-            1,
+            2,
             _ALL,
             _nothing,
             reads=(schema.CRAWL,),
@@ -103,7 +103,7 @@ def _hash() -> tuple[Step, ...]:
             "pca_hash",
             "pca_hash",
             "images",
-            2,
+            3,
             _POOL,
             _pca_hash,
             reads=_FETCHED,
@@ -141,7 +141,7 @@ def _screen() -> tuple[Step, ...]:
             "nsfw",
             "nsfw",
             "images",
-            1,
+            2,
             _OURS,
             _nsfw,
             reads=_FETCHED,
@@ -203,7 +203,7 @@ def _deduplicate() -> tuple[Step, ...]:
             "sscd",
             "sscd",
             "images",
-            2,
+            3,
             _ALL,
             _sscd,
             reads=(schema.FETCH, schema.FACES),
@@ -242,7 +242,7 @@ def _select() -> tuple[Step, ...]:
             "embed",
             "embed",
             "images",
-            2,
+            3,
             _OURS,
             _embed,
             reads=(schema.FETCH, schema.FACES),
@@ -470,7 +470,7 @@ def _encoder_weights(config: RunConfig) -> tuple[str, ...]:
 
 
 def _limits(config: RunConfig) -> dict[str, Any]:
-    return _plain(config.images, "decode_threads")
+    return _plain(config.images, "decode_threads", "decode_timeout_s", "prepare_timeout_s")
 
 
 def _plain(settings: Settings, *without: str) -> dict[str, Any]:

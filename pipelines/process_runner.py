@@ -30,7 +30,7 @@ from curation.pipelines.work import execute
 from curation.store import Run
 
 _POLL_S = 0.2
-_DEATHS_OF_A_UNIT = 4  # a poisonous image is found at the second, see curation/crashes.py
+_DEATHS_OF_A_UNIT = 4  # that told nothing about an image, see curation/crashes.py
 _PR_SET_PDEATHSIG = 1
 
 
@@ -66,7 +66,7 @@ class ProcessRunner:
         self._start(context, min(self.num_workers, len(units)))
         waiting = deque(units)
         deaths: Counter[tuple[str, int | None]] = Counter()
-        known = watch().num_condemned()
+        known = watch().num_findings()
         failed: BaseException | None = None
         try:
             while True:
@@ -92,9 +92,9 @@ class ProcessRunner:
                         failed = failed or value
                     elif kind == "died" and unit is not None:
                         place = (unit.collection, unit.shard)
-                        condemned = watch().num_condemned()
-                        deaths[place] = deaths[place] + 1 if condemned == known else 1  # one more image was found
-                        known = condemned
+                        findings = watch().num_findings()
+                        deaths[place] = deaths[place] + 1 if findings == known else 1
+                        known = findings
                         self._replace(context, worker)
                         if deaths[place] < _DEATHS_OF_A_UNIT:
                             waiting.appendleft(unit)
@@ -145,6 +145,7 @@ class ProcessRunner:
 def _serve(pipe: Connection, stop: Any, parent: int, url: str, config: str, fence: str) -> None:
     """Do units until the pipe closes."""
     _die_with(parent)
+    watch().enforce_deadlines()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run = Run(url)
     run.fence = fence

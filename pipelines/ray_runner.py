@@ -1,19 +1,24 @@
 """Run units on a Ray cluster: a fixed pool of actors a step, each holding the step's model.
 
 What travels is the number of a shard; actors read and write the run themselves. An actor that dies with its worker or
-node is started again and its units are tried again: outputs are committed by marker, so a unit done twice is done once.
+node is replaced, on its node if that still lives, and its unit is tried again: outputs are committed by marker, so a
+unit done twice is done once.
 """
 
 import logging
 import os
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curation import config as settings
 from curation.config import ResourceConfig, RunConfig
+from curation.crashes import watch
 from curation.errors import CurationError, InputError, StageError
 from curation.pipelines.context import Context
 from curation.pipelines.lvd142m import build_plan
@@ -22,8 +27,21 @@ from curation.pipelines.units import Done, Unit
 from curation.pipelines.work import execute
 from curation.store import Run
 
-_RETRIES = 8  # of a unit; a poisonous image costs two
+_DEATHS_OF_A_UNIT = 8  # that told nothing about an image, see curation/crashes.py; nodes may be taken away
 _POLL_S = 0.5
+
+
+@dataclass(eq=False)
+class _Member:
+    """One actor of a pool.
+
+    Attributes:
+        actor: Its handle.
+        born: Reference to its node and what was known there of crashes when it started.
+    """
+
+    actor: Any
+    born: Any
 
 
 class RayRunner:
@@ -35,7 +53,7 @@ class RayRunner:
     """
 
     def __init__(self, address: str | None = None, object_store_bytes: int = 100_000_000) -> None:
-        self._pools: dict[Any, list[Any]] = {}
+        self._pools: dict[Any, list[_Member]] = {}
         self._started = not ray.is_initialized()
         if not self._started:
             return
@@ -58,38 +76,43 @@ class RayRunner:
 
     def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
         """Yield each unit as it is done; after an error no other unit starts."""
-        actors = self._pool(context, step)[: len(units)]
-        waiting = iter(units)
-        idle = list(actors)
-        running: dict[Any, Any] = {}
+        pool = self._pool(context, step)
+        idle = pool[: len(units)]
+        waiting = deque(units)
+        running: dict[Any, tuple[_Member, Unit]] = {}
+        deaths = _Deaths()
         failed: BaseException | None = None
         try:
             while True:
-                while idle and failed is None and not context.should_stop():
-                    unit = next(waiting, None)
-                    if unit is None:
-                        break
-                    actor = idle.pop()
-                    running[actor.execute.remote(unit)] = actor
+                while idle and waiting and failed is None and not context.should_stop():
+                    member, unit = idle.pop(), waiting.popleft()
+                    running[member.actor.execute.remote(unit)] = member, unit
                 if not running or context.should_stop():
                     break
                 for reference in ray.wait(list(running), timeout=_POLL_S)[0]:
-                    idle.append(running.pop(reference))
+                    member, unit = running.pop(reference)
                     try:
-                        yield ray.get(reference)
+                        done = ray.get(reference)
                     except CurationError as error:
                         failed = failed or _plain(error)
                     except ray.exceptions.RayActorError as error:
-                        failed = failed or StageError(
-                            step.stage, None, f"its worker died {_RETRIES + 1} times: {error}; is there enough memory?"
-                        )
+                        node, findings = _born(member)
+                        pool[pool.index(member)] = member = _start(context, step, node)
+                        if deaths.of(unit, node, findings) < _DEATHS_OF_A_UNIT:
+                            waiting.appendleft(unit)
+                        else:
+                            said = f"its worker died {_DEATHS_OF_A_UNIT} times: {error}; is there enough memory?"
+                            failed = failed or StageError(step.stage, unit.shard, said)
+                    else:
+                        yield done
+                    idle.append(member)
         finally:
             if running:  # stopped in the middle: what is at work ends with its actor
                 self._end_pools()
         if failed is not None:
             raise failed
 
-    def _pool(self, context: Context, step: Step) -> list[Any]:
+    def _pool(self, context: Context, step: Step) -> list[_Member]:
         """Return the actors of a step: those of an earlier step if it asked for the same resources.
 
         An actor costs seconds of imports to start, and steps with the same needs follow each other.
@@ -99,20 +122,50 @@ class RayRunner:
         key = (context.run.url, context.run.fence, config, resources.workers, resources.cpus, resources.gpus)
         if key not in self._pools:
             self._end_pools()
-            options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-            self._pools[key] = [
-                ray.remote(_Worker)
-                .options(**options, max_restarts=_RETRIES, max_task_retries=_RETRIES)
-                .remote(context.run.url, context.run.fence, config)
-                for _ in range(resources.workers)
-            ]
+            self._pools[key] = [_start(context, step) for _ in range(resources.workers)]
         return self._pools[key]
 
     def _end_pools(self) -> None:
-        for actors in self._pools.values():
-            for actor in actors:
-                ray.kill(actor)
+        for members in self._pools.values():
+            for member in members:
+                ray.kill(member.actor)
         self._pools.clear()
+
+
+class _Deaths:
+    """How often workers died of a unit without anything being found out by it."""
+
+    def __init__(self) -> None:
+        self._times: Counter[tuple[str, int | None]] = Counter()
+        self._known: dict[tuple[str, int | None, str], int] = {}
+
+    def of(self, unit: Unit, node: str, findings: int) -> int:
+        """Count a death of a worker that knew of ``findings`` on its node when it started, and return the number."""
+        place = unit.collection, unit.shard
+        has_learned = findings > self._known.get((*place, node), findings)
+        self._known[*place, node] = findings
+        self._times[place] = 1 if has_learned else self._times[place] + 1
+        return self._times[place]
+
+
+def _start(context: Context, step: Step, node: str = "") -> _Member:
+    """Start an actor for a step; on a node that lives rather than on another one."""
+    resources = _resources(context.config, step)
+    options: dict[str, Any] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if node:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node, soft=True)
+    arguments = context.run.url, context.run.fence, settings.dump(context.config)
+    actor: Any = ray.remote(_Worker).options(**options).remote(*arguments)
+    return _Member(actor, actor.born.remote())
+
+
+def _born(member: _Member) -> tuple[str, int]:
+    """Return what an actor that has died said at its start; nothing if it never did."""
+    try:
+        node, findings = ray.get(member.born)
+    except ray.exceptions.RayActorError:
+        return "", 0
+    return node, findings
 
 
 class _Worker:
@@ -120,11 +173,15 @@ class _Worker:
 
     def __init__(self, url: str, fence: str, config: str) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        watch().enforce_deadlines()
         self._run = Run(url)
         self._run.fence = fence
         self._config = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
         self._plan = build_plan(self._config)
         self._step = ""
+
+    def born(self) -> tuple[str, int]:
+        return ray.get_runtime_context().get_node_id(), watch().num_findings()
 
     def execute(self, unit: Unit) -> Done:
         if unit.step != self._step:  # let the model of the step before go

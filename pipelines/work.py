@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from curation.crashes import watch
 from curation.errors import CurationError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines import image_pass, ingest
@@ -30,6 +31,7 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
     """
     step = plan.step(unit.step)
     start = time.monotonic()
+    watch().refresh()
     try:
         with disk_full_is_said(context.run.url):
             if step.kind == "crawl":

@@ -1,5 +1,7 @@
 import io
 import struct
+import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -130,8 +132,7 @@ def test_a_jpeg_keeps_its_coded_data_byte_by_byte(progressive):
 
 def test_every_jpeg_segment_that_is_no_coding_goes():
     plain = encoded(noise(), "JPEG")
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    icc = segment(0xE2, b"ICC_PROFILE\0\1\1" + profile)
+    icc = segment(0xE2, b"ICC_PROFILE\0\1\1" + b"colours")
     dirty = insert(
         plain,
         segment(0xE1, b"Exif\0\0" + exif(1, ">").tobytes()[6:]),
@@ -141,13 +142,12 @@ def test_every_jpeg_segment_that_is_no_coding_goes():
         segment(0xE0, b"JFXX\0\x10SecretThumb"),
         segment(0xE2, b"MPF\0II*\0SecretNote"),
         *(segment(code, b"SecretNote") for code in (*range(0xE3, 0xF0), *range(0xF0, 0xFF))),
-        icc,
+        segment(0xE2, b"ICC_PROFILE\0\1\1" + b"SecretNote"),
         segment(0xE1, b"Exif\0\0" + exif(3, "<").tobytes()[6:]),
     )
 
-    stripped = containers.strip_jpeg(dirty, 1)
-
-    assert stripped == insert(plain, icc)
+    assert containers.strip_jpeg(dirty, 1, b"colours") == insert(plain, icc)
+    assert containers.strip_jpeg(dirty, 1) == plain
 
 
 def test_exif_behind_the_tables_and_twice_is_found_and_removed_and_the_first_orientation_counts():
@@ -259,13 +259,109 @@ def test_every_png_chunk_that_is_no_colour_goes():
     assert (images.decode(stripped, LIMITS) == images.decode(plain, LIMITS).transpose(1, 0, 2)[:, ::-1]).all()
 
 
-def test_profiles_are_kept_byte_by_byte():
+def secret_profile(name=b"x\0R\0G\0B"):
+    """Display colours other than sRGB, a private tag that nobody reads, and bytes behind the end."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    for kind in ("JPEG", "PNG", "WEBP"):
-        data = encoded(noise(), kind, icc_profile=profile, exif=exif())
-        stripped, _ = images.strip_metadata(data, kind.lower())
-        with Image.open(io.BytesIO(stripped)) as image:
-            assert image.info["icc_profile"] == profile
+    profile = profile.replace(b"s\0R\0G\0B", name).replace(b"chrm", b"Priv")
+    place = 128 + 4 + 12 * [profile[at : at + 4] for at in range(132, 132 + 12 * 20, 12)].index(b"Priv")
+    entry = struct.pack(">4sII", b"Priv", len(profile), len(SECRET_BLOCK))
+    profile = profile[:place] + entry + profile[place + 12 :] + SECRET_BLOCK
+    assert profile.count(SECRET_BLOCK) == 1
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+SECRET_BLOCK = b"SecretNote GPS 48.858N " * 4
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_profiles_keep_colours_only(kind):
+    data = encoded(noise(), kind, icc_profile=secret_profile(), exif=exif())
+
+    stripped, stored = images.strip_metadata(data, kind.lower())
+
+    assert b"ecret" not in b"".join(revealed(stripped))
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert ("icc_profile" in image.info) == (kind in ("JPEG", "PNG", "WEBP"))
+    if stored == kind.lower():
+        assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("profile", [secret_profile(b"s\0R\0G\0B"), b"SecretNote" * 40], ids=["sRGB", "no profile"])
+def test_a_profile_that_changes_nothing_goes(kind, profile):
+    data = encoded(noise(), kind, icc_profile=profile)
+
+    stripped, _ = images.strip_metadata(data, kind.lower())
+
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert "icc_profile" not in image.info
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+def revealed(data):
+    """The bytes of a file, and of whatever zlib streams are in it."""
+    yield data
+    for start in range(len(data)):
+        if data[start] == 0x78:
+            with suppress(zlib.error):
+                yield zlib.decompressobj().decompress(data[start:])
+
+
+def png_chunk(body):
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def png_with_pixels(plain, change):
+    """The PNG with its zlib stream changed."""
+    at = plain.index(b"IDAT") - 4
+    (length,) = struct.unpack_from(">I", plain, at)
+    return plain[:at] + png_chunk(b"IDAT" + change(plain[at + 8 : at + 8 + length])) + plain[at + 12 + length :]
+
+
+PNG = encoded(noise(), "PNG")
+WEBP = encoded(noise(channels=4), "WEBP", lossless=True)
+JPEG = encoded(noise(), "JPEG")
+GIF = encoded(noise(), "GIF")
+AVIF = encoded(noise(), "AVIF", speed=10)
+HIDDEN = {
+    "png, behind the zlib stream": png_with_pixels(PNG, lambda coded: coded + SECRET_BLOCK),
+    "png, in rows that no decoder reads": png_with_pixels(
+        PNG, lambda coded: zlib.compress(zlib.decompress(coded) + SECRET_BLOCK)
+    ),
+    "png, in a palette of no use": PNG[:33] + png_chunk(b"PLTE" + SECRET_BLOCK[:90]) + PNG[33:],
+    "png, in a chunk that is too long": PNG[:33] + png_chunk(b"gAMA" + bytes(4) + SECRET_BLOCK) + PNG[33:],
+    "png, in a private chunk": PNG[:33] + png_chunk(b"prVt" + SECRET_BLOCK) + PNG[33:],
+    "png, behind the end": PNG + SECRET_BLOCK,
+    "jpeg, behind the end": JPEG + SECRET_BLOCK,
+    "jpeg, in a second picture": JPEG + JPEG[:2] + segment(0xFE, SECRET_BLOCK) + JPEG[2:],
+    "webp, in an unknown chunk": WEBP + b"priv" + struct.pack("<I", len(SECRET_BLOCK)) + SECRET_BLOCK,
+    "webp, behind the end": WEBP + SECRET_BLOCK,
+    "gif, in a comment": GIF[:13]
+    + GIF[13:].replace(b",\0\0\0\0", b"!\xfe" + bytes((92,)) + SECRET_BLOCK + b"\0,\0\0\0\0", 1),
+    "gif, in an application's block": GIF[:13]
+    + GIF[13:].replace(b",\0\0\0\0", b"!\xff\x0bSecretNote1" + bytes((92,)) + SECRET_BLOCK + b"\0,\0\0\0\0", 1),
+    "gif, behind the end": GIF + SECRET_BLOCK,
+    "tiff, between its parts": tiff(noise(), "<", 1),
+    "tiff, behind the end": encoded(noise(), "TIFF") + SECRET_BLOCK,
+    "avif, in a free box": AVIF + struct.pack(">I", 8 + len(SECRET_BLOCK)) + b"free" + SECRET_BLOCK,
+}
+HIDDEN["webp, in an unknown chunk"] = (
+    b"RIFF" + struct.pack("<I", len(HIDDEN["webp, in an unknown chunk"]) - 8) + HIDDEN["webp, in an unknown chunk"][8:]
+)
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_no_decoder_reads_goes(name):
+    data = HIDDEN[name]
+    kind = name.split(",")[0]
+    assert b"ecret" in b"".join(revealed(data))
+
+    stripped, stored = images.strip_metadata(data, kind)
+
+    assert b"ecret" not in b"".join(revealed(stripped))
+    assert stored == {"gif": "png", "tiff": "png", "avif": "jpeg"}.get(kind, kind)
+    if stored != "jpeg" or kind == "jpeg":
+        assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -311,3 +407,25 @@ def test_broken_exif_says_nothing():
     assert containers.exif_orientation(block) == 6
     for data in (b"", b"Exif\0\0", b"II*\0", b"II*\0\xff\xff\xff\xff", block[:20], b"II*\0\x08\0\0\0\xff\xff"):
         assert containers.exif_orientation(data) == 1
+
+
+@pytest.mark.parametrize(
+    "first", ["pixels of another picture before the header", "and behind a chunk of text", "twice"]
+)
+def test_pixels_in_odd_places_do_not_change_what_is_stored(first):
+    at = PNG.index(b"IDAT") - 4
+    end = at + 12 + struct.unpack_from(">I", PNG, at)[0]
+    other = encoded(noise(seed=5), "PNG")
+    start = other.index(b"IDAT") - 4
+    foreign = other[start : start + 12 + struct.unpack_from(">I", other, start)[0]]
+    data = {
+        "pixels of another picture before the header": PNG[:8] + foreign + PNG[8:],
+        "and behind a chunk of text": PNG[:end] + png_chunk(b"tEXtSecretNote") + foreign + PNG[end:],
+        "twice": PNG[:end] + foreign + PNG[end:],
+    }[first]
+
+    stripped, _ = images.strip_metadata(data, "png")
+
+    assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+    assert b"ecret" not in stripped
+    assert foreign[8:-4] not in stripped

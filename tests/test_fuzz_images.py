@@ -26,9 +26,9 @@ from curation.errors import ImageError
 
 LIMITS = ImagesConfig(max_pixels=1 << 20, min_side_px=1, max_aspect=1000.0)
 MAX_SECONDS = 2.0
-# A decode holds at most about 24 bytes a pixel (animated WebP: four canvases and two copies); the rest is for what
+# A decode holds at most about 18 bytes a pixel (WebP: three canvases, a copy and the result); the rest is for what
 # libraries, threads and the allocator keep.
-MAX_GROWTH_BYTES = 24 * LIMITS.max_pixels + (48 << 20)
+MAX_GROWTH_BYTES = 18 * LIMITS.max_pixels + (48 << 20)
 ADDRESS_SPACE_BYTES = 512 << 20
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from curation.config import RunConfig
-from curation.crashes import watch
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import Fetched, Link
@@ -29,7 +28,6 @@ def fetch(links: Sequence[Link], config: RunConfig, should_stop: Callable[[], bo
     """
     web = [index for index, link in enumerate(links) if link.source_kind == "web"]
     local = [index for index, link in enumerate(links) if link.source_kind != "web"]
-    watch().refresh()
     fetcher = Fetcher(config.fetch, config.images)
     for fetched in fetcher.fetch_all([links[index] for index in web], should_stop):
         yield replace(fetched, index=web[fetched.index])

@@ -213,7 +213,8 @@ def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: i
     about = {"curation.json": json.dumps({"mean": config.crops.mean, "std": config.crops.std, "step": step})}
     with warnings.catch_warnings(), clear_errors(output, output.name):
         warnings.simplefilter("ignore")  # PyTorch would rather have another format, and traces shapes as constants
-        traced = torch.jit.trace(Plain(backbone).eval(), torch.zeros(2, 3, side_px, side_px))
+        trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # typed in some builds of PyTorch only
+        traced = trace(Plain(backbone).eval(), torch.zeros(2, 3, side_px, side_px))
         output.parent.mkdir(parents=True, exist_ok=True)
         torch.jit.save(traced, output, _extra_files=about)
 

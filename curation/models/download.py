@@ -61,6 +61,14 @@ def cached_path(source: Source, folder: Path) -> Path:
     return folder / f"{source.name}-{source.sha256[:16]}{_suffix(source.url)}"
 
 
+def cached_files(folder: Path) -> dict[Path, str]:
+    """Return the finished downloads of a folder, and the 16 digits of its digest that are in the name of each."""
+    kept = "|".join(map(re.escape, sorted(set(_SUFFIXES.values()))))
+    name = re.compile(rf".+-([0-9a-f]{{16}})(?:{kept})?")
+    found = {path: name.fullmatch(path.name) for path in sorted(folder.glob("*")) if path.is_file()}
+    return {path: match[1] for path, match in found.items() if match is not None}
+
+
 def download(
     source: Source, folder: Path, *, progress: Progress | None = None, limits: Limits = _DEFAULT_LIMITS
 ) -> Downloaded:

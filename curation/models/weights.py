@@ -29,7 +29,9 @@ __all__ = [
     "Weights",
     "check_license",
     "default_cache_dir",
+    "entry_of",
     "fetch",
+    "is_url",
     "locate",
     "registered",
     "resolve",
@@ -37,6 +39,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+
+
+def is_url(name: str) -> bool:
+    """Whether a setting names a file by its URL."""
+    return _URL.match(name) is not None
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,9 @@ def resolve(
     """
     cache_dir = cache_dir or default_cache_dir()
     entries = _entries(registry)
-    if name_or_path not in entries and not _URL.match(name_or_path):
+    if name_or_path not in entries and not is_url(name_or_path):
         return _from_path(name_or_path, accept_licenses, entries)
-    entry = _entry(name_or_path, entries, cache_dir)
+    entry = entry_of(name_or_path, entries, cache_dir)
     if name_or_path not in entries and "?" in entry.url:
         raise WeightsError(
             f"{redacted(entry.url)}: its query may be a credential, which settings would keep; run `curate models "
@@ -153,7 +160,7 @@ def fetch(
             what is pinned is replaced.
     """
     cache_dir = cache_dir or default_cache_dir()
-    entry = _entry(name_or_url, _entries(registry), cache_dir, sha256)
+    entry = entry_of(name_or_url, _entries(registry), cache_dir, sha256)
     given = parse_sha256(sha256) if sha256 else ""
     if given and entry.sha256 and given != entry.sha256:
         raise WeightsError(f"weights {entry.name}: sha256 {given} was given, but {entry.sha256} is pinned")
@@ -197,6 +204,29 @@ def locate(entry: Entry, cache_dir: Path | None = None) -> Located:
     return Located("not installed", None, ways_out(entry))
 
 
+def entry_of(name_or_url: str, entries: Mapping[str, Entry], cache_dir: Path, sha256: str = "") -> Entry:
+    """Return the entry of a name, with the user's pin, or one made of a URL and its digest.
+
+    Raises:
+        WeightsError: No registered name and no URL, or a URL without a digest.
+    """
+    if name_or_url in entries:
+        return with_user_pin(entries[name_or_url], cache_dir)
+    if not is_url(name_or_url):
+        raise WeightsError(f"weights {name_or_url}: not a registered name ({', '.join(sorted(entries))}) and no URL")
+    url, _, fragment = name_or_url.partition("#")
+    check_url(url)
+    stated = dict(urllib.parse.parse_qsl(fragment)).get("sha256", "") or sha256
+    if not stated:
+        raise WeightsError(f"{redacted(url)}: add #sha256=<64 hex digits>; a URL without its digest is not downloaded")
+    digest = parse_sha256(stated)
+    for entry in entries.values():
+        if entry.sha256 == digest:
+            return replace(entry, url=url, requirement="")
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(urllib.parse.urlsplit(url).path).name.partition(".")[0])[:60]
+    return Entry(stem or "weights", "", UNKNOWN_LICENSE, False, "", url=url, sha256=digest)
+
+
 def check_license(name: str, license_id: str, non_commercial: bool, accept_licenses: Sequence[str]) -> None:
     """Refuse weights that are not free for companies unless the user has named their licence.
 
@@ -220,25 +250,6 @@ def default_cache_dir() -> Path:
 
 def _entries(entries: Mapping[str, Entry] | None) -> Mapping[str, Entry]:
     return registry() if entries is None else entries
-
-
-def _entry(name_or_url: str, entries: Mapping[str, Entry], cache_dir: Path, sha256: str = "") -> Entry:
-    """Return the entry of a name, with the user's pin, or one made of a URL and its digest."""
-    if name_or_url in entries:
-        return with_user_pin(entries[name_or_url], cache_dir)
-    if not _URL.match(name_or_url):
-        raise WeightsError(f"weights {name_or_url}: not a registered name ({', '.join(sorted(entries))}) and no URL")
-    url, _, fragment = name_or_url.partition("#")
-    check_url(url)
-    stated = dict(urllib.parse.parse_qsl(fragment)).get("sha256", "") or sha256
-    if not stated:
-        raise WeightsError(f"{redacted(url)}: add #sha256=<64 hex digits>; a URL without its digest is not downloaded")
-    digest = parse_sha256(stated)
-    for entry in entries.values():
-        if entry.sha256 == digest:
-            return replace(entry, url=url, requirement="")
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(urllib.parse.urlsplit(url).path).name.partition(".")[0])[:60]
-    return Entry(stem or "weights", "", UNKNOWN_LICENSE, False, "", url=url, sha256=digest)
 
 
 def _fetch_pinned(entry: Entry, found: Located, cache_dir: Path, progress: Progress | None) -> Weights:

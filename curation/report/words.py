@@ -9,6 +9,7 @@ _REASONS = {
     "truncated": "ends before it should",
     "undecodable": "broken content",
     "crashes_decoder": "kills the process that decodes it",
+    "decode_timeout": "takes too long to decode",
     "too_many_pixels": "more pixels than images.max_pixels",
     "too_large": "more bytes than fetch.max_bytes",
     "too_small": "a side under images.min_side_px",

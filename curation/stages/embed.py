@@ -31,7 +31,7 @@ class EmbedStage:
     """Encoder features, L2-normalised, float16."""
 
     name: ClassVar[str] = "embed"
-    version: ClassVar[int] = 2  # raise when the output for the same input changes
+    version: ClassVar[int] = 3  # raise when the output for the same input changes
 
     def __init__(self, encoder: Encoder, config: EmbedConfig) -> None:
         """Take the loaded model; its batches and its dimension are the stage's."""

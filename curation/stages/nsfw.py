@@ -18,7 +18,7 @@ class NsfwStage:
     """Open-NSFW's probability for each image."""
 
     name: ClassVar[str] = "nsfw"
-    version: ClassVar[int] = 1  # raise when the output for the same input changes
+    version: ClassVar[int] = 2  # raise when the output for the same input changes
     min_side_px: int | None = None  # the published preprocessing starts from all pixels
     writes: schema.Table = schema.NSFW
 

@@ -204,7 +204,7 @@ class PcaHashStage:
     """
 
     name: ClassVar[str] = "pca_hash"
-    version: ClassVar[int] = 2  # raise when the output for the same input changes
+    version: ClassVar[int] = 3  # raise when the output for the same input changes
     writes: schema.Table = schema.PCA_HASH
 
     def __init__(

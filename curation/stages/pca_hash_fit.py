@@ -4,6 +4,7 @@ Memory: for each image of the sample 2 bytes a feature (``side_px ** 2``, or the
 besides one shard's ids; nothing that grows with the pool.
 """
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import ImagesConfig, PcaHashConfig
+from curation.crashes import watch
 from curation.errors import ImageError
 from curation.images import decode
 from curation.indexes.keys import Keys, keys_from_hex
@@ -35,7 +37,7 @@ class PcaHashFit:
     """
 
     name: ClassVar[str] = "pca_hash_fit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: tuple[Table, ...] = (schema.FETCH,)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (PCA_FILE,)
@@ -91,11 +93,12 @@ class PcaHashFit:
             batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
             for row, data in view.images(np.array(sorted(wanted), np.int64)):
                 try:
-                    if self._encoder is None:
-                        features[wanted[row]] = small_grey(data, self.limits, self.config.side_px).reshape(-1)
-                        good[wanted[row]] = True
-                    else:
-                        batch.append((wanted[row], self._encoder.prepare(decode(data, self.limits))))
+                    with watch().at_work(hashlib.sha256(data).hexdigest()[:32], data, self.limits):
+                        if self._encoder is None:
+                            features[wanted[row]] = small_grey(data, self.limits, self.config.side_px).reshape(-1)
+                            good[wanted[row]] = True
+                        else:
+                            batch.append((wanted[row], self._encoder.prepare(decode(data, self.limits))))
                 except ImageError:
                     continue  # it becomes a row with a reason in the pass that stores it
                 if len(batch) == size:

@@ -124,6 +124,8 @@ SHAPES_NOTHING = {
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
     "images.decode_threads": "how fast",
+    "images.decode_timeout_s": "how patiently",
+    "images.prepare_timeout_s": "how patiently",
     "nsfw.batch_size": "scores do not depend on it",
 }
 

@@ -294,3 +294,33 @@ def test_verifying_hashes_again_and_looks_into_files(server, tmp_path):
     assert "pins" in result.detail
     (result,) = verify([str(tmp_path / "nowhere")], entries=registry, cache_dir=tmp_path)
     assert not result.ok
+
+
+def test_verifying_looks_at_downloads_that_a_url_names(server, tmp_path):
+    url = f"{server}/other.onnx#sha256={ENTRY.sha256}"
+    path = resolve(url, registry={}, cache_dir=tmp_path).path
+    (tmp_path / "other.part").write_bytes(b"half")
+    asked = len(_Server.asked)
+
+    (result,) = verify([], entries={}, cache_dir=tmp_path)
+    assert not result.ok
+    assert "not an ONNX model" in result.detail  # its bytes are those of its name, and no model
+    path.write_bytes(b"changed")
+    for names in ([], [url]):
+        (result,) = verify(names, entries={}, cache_dir=tmp_path)
+        assert not result.ok
+        assert f"not {ENTRY.sha256[:16]}" in result.detail
+    path.unlink()
+    (result,) = verify([url], entries={}, cache_dir=tmp_path)
+    assert "not here" in result.detail
+    assert len(_Server.asked) == asked
+
+
+def test_a_good_download_that_a_url_names_passes(server, tmp_path):
+    digest = hashlib.sha256(PAYLOAD).hexdigest()
+    resolve(f"{server}/other.safetensors#sha256={digest}", registry={}, cache_dir=tmp_path)
+
+    (result,) = verify([], entries={}, cache_dir=tmp_path)
+
+    assert result.ok
+    assert digest in result.detail

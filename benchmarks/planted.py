@@ -52,7 +52,7 @@ def photos(name: str = "photos.parquet") -> Iterator[bytes]:
 
 def plant(folder: Path, seed: int) -> Planted:
     """Write photos and copies into ``folder`` (once) and return the truth."""
-    truth = folder / "truth.json"
+    truth = folder.with_suffix(".json")
     if not truth.exists():
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for number, data in enumerate(photos()) for row in _family(folder, number, data, seed)]

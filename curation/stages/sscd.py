@@ -32,6 +32,11 @@ class SscdStage:
         self._encoder = encoder
         self._postprocess = postprocess
 
+    @property
+    def fitted(self) -> str:
+        """A digest of what was fitted."""
+        return self._postprocess.digest
+
     def prepare(self, image: ImageRow) -> Seen:
         """Return the id of an image and what the model sees of it."""
         return image.image_id, self._encoder.prepare(image.rgb_HW3)

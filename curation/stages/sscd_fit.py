@@ -51,7 +51,7 @@ class SscdFit:
         self.config = config
         self.limits = limits
         self.seed = seed
-        self._load = load
+        self.load = load
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave ``postprocess.npz`` in ``scratch``; yield nothing.
@@ -88,7 +88,7 @@ class SscdFit:
     def _descriptors(self, inputs: ReduceInputs) -> tuple[Keys, npt.NDArray[np.float16]]:
         """Return keys and descriptors of the sample, in an order of content; without images that cannot be read."""
         wanted_N2 = sample_keys(inputs, self.seed, self.config.sample_size)
-        encoder = self._load()
+        encoder = self.load()
         found_ND = np.full((len(wanted_N2), encoder.dim), np.nan, np.float16)
         batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
 

@@ -18,6 +18,7 @@ Source:
     facebookresearch/sscd-copy-detection.
 """
 
+import hashlib
 import io
 from dataclasses import dataclass
 from functools import cached_property
@@ -66,6 +67,12 @@ class Postprocess:
     def has_background(self) -> bool:
         """Whether scores have a bias."""
         return len(self.background_MD) > 0
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of all values, hex."""
+        arrays = (self.mean_D, self.matrix_DD, self.background_MD, self.keys_M2)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
 
     def whitened(self, unit_ND: Rows) -> Rows:
         """Return rows of unit length, (N, D), whitened if that was fitted; NaN where a row was, or has no direction.

@@ -206,4 +206,6 @@ def intervals(parts: Sequence[Measured], pool_size: int, seed: int) -> Interval:
 
 def _share(found: npt.NDArray[Any], wrong: npt.NDArray[Any]) -> Scores:
     """Return the share that is right, 1 where nothing was found: nothing is wrong then."""
-    return np.divide(found, found + wrong, out=np.ones(np.shape(found)), where=found + wrong > 0)
+    share: Scores = np.ones(np.shape(found))
+    np.divide(found, found + wrong, out=share, where=found + wrong > 0)
+    return share

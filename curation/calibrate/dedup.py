@@ -308,12 +308,12 @@ def _lines(request: Request, summary: dict[str, Any]) -> list[str]:
             lines.append(f"no threshold reaches precision {request.precision:g} on this sample")
             continue
         low, high = point["precision_interval"]
-        lines += [
-            f"{name} {point['threshold']:.2f}: precision {point['precision']:.4f} (95 %: {low:.4f} to {high:.4f}) in a pool "
-            f"of {summary['pool_size']:,}, recall {point['recall']:.4f}",
-            f"  {point['wrong']} of {summary['different_pairs']:,} different pairs are above: about "
-            f"{point['wrong_pairs_expected_in_pool']:.3g}, at most {point['wrong_pairs_at_most_in_pool']:.3g} in the pool",
-        ]
+        expected, most = point["wrong_pairs_expected_in_pool"], point["wrong_pairs_at_most_in_pool"]
+        lines.append(
+            f"{name} {point['threshold']:.2f}: precision {point['precision']:.4f} (95 %: {low:.4f} to {high:.4f}) in a "
+            f"pool of {summary['pool_size']:,}, recall {point['recall']:.4f}; "
+            f"{point['wrong']} of {summary['different_pairs']:,} different pairs are above: {expected:.3g} to expect, {most:.3g} at most"
+        )
     if summary["suggested"] is not None and not summary["suggested_is_sure"]:
         lines.append("the sample is too small to be sure of that precision in such a pool: raise --size")
     lines.append(f"details  {request.output}/summary.json, table.csv, plot.png")

@@ -53,7 +53,7 @@ def plot(
         _line(draw, right, thresholds, low, _paler(colour))
         _line(draw, right, thresholds, high, _paler(colour))
         _line(draw, right, thresholds, values, colour, width=3)
-        draw.text((right + 12, _TOP + 400 + 20 * place), name, colour, _font(16))
+        draw.text((right + 12, _TOP + 200 + 20 * place), name, colour, _font(16))
     if suggested is not None:
         for x in (left, right):
             at = _x(x, thresholds, suggested)

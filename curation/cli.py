@@ -125,6 +125,23 @@ def _audit(options: argparse.Namespace) -> int:
     return 0 if found.num_found_again == 0 and found.num_unsafe == 0 else 1
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    from curation.calibrate.dedup import Request, calibrate_dedup
+    from curation.progress import Counter
+
+    if options.run is None and options.images is None:
+        raise UsageError("give --run FOLDER (a run that has come to faces), --images PATH, or both")
+    if options.output is None and "://" in (options.run or ""):
+        raise UsageError("give --output FOLDER: results of a run that is not on this machine need a place")
+    context, plan = _open(options) if options.run or options.config else _of_defaults(options)
+    output = Path(options.output or f"{options.run or '.'}/calibration/dedup")
+    request = Request(output, options.images, options.size, options.precision, options.seed, options.pool_size)
+    with _interruptible(context), Counter(sys.stderr, "images") as progress:
+        found = calibrate_dedup(context, plan, request, progress)
+    print("\n".join(found.lines))
+    return 0
+
+
 def _purge(options: argparse.Namespace) -> int:
     from curation.pipelines.driver import Request, bring_up
     from curation.pipelines.local_runner import LocalRunner
@@ -291,6 +308,18 @@ def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
     return Context(run, config), build_plan(config)
 
 
+def _of_defaults(options: argparse.Namespace) -> "tuple[Context, Plan]":
+    """Return a run in memory with the default settings, for commands that need no run."""
+    from curation import config as settings
+    from curation.config import RunConfig
+    from curation.pipelines.context import Context
+    from curation.pipelines.lvd142m import build_plan
+    from curation.store import Run
+
+    config = settings.parse(RunConfig, *settings.overridden({}, "defaults", options.set))
+    return Context(Run("memory://calibrate"), config), build_plan(config)
+
+
 class _Stop:
     """Ctrl-C and SIGTERM ask for a clean end; a second one ends at once."""
 
@@ -450,6 +479,22 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--config", required=True, help="settings (YAML)")
     _add_set(config)
 
+    calibrate = _command(
+        commands, "calibrate", _calibrate, "suggest a threshold from planted copies of your own images"
+    )
+    calibrate.add_argument("what", choices=("dedup",), help="dedup: the cosine above which two images are copies")
+    calibrate.add_argument("--run", help="folder or URL of a run: its pool, its settings")
+    calibrate.add_argument("--config", help="settings (YAML); default: those of the run, else the defaults")
+    calibrate.add_argument("--images", help="a folder, tar or Parquet file instead of the run's pool")
+    calibrate.add_argument("--size", type=_positive, default=500, help="images of the sample (default: %(default)s)")
+    calibrate.add_argument("--precision", type=_share, default=0.99, help="wanted precision (default: %(default)s)")
+    calibrate.add_argument(
+        "--pool-size", type=_positive, help="images of the pool the precision is wanted in; default: of what is sampled"
+    )
+    calibrate.add_argument("--seed", type=int, default=0, help="of the sample and the edits (default: %(default)s)")
+    calibrate.add_argument("--output", help="folder of the results; default: RUN/calibration/dedup")
+    _add_set(calibrate)
+
     _add_models(commands)
 
     train = _command(commands, "train", _train, "train DINOv2 on a manifest")
@@ -523,6 +568,16 @@ class _Version(argparse.Action):
 
         print(f"curate {__version__}")
         parser.exit()
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text}")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -179,8 +179,34 @@ class SscdConfig(Settings):
     """Settings of the ``sscd`` stage."""
 
     weights: str = Field("immaculate-sscd", description="A name of `curate models list`, or a path (.onnx, .pt).")
-    side_px: int = Field(288, ge=64, le=1024, description="Images are resized to this square.")
-    batch_size: int = Field(8, ge=1, le=4096)
+    side_px: int | None = Field(
+        None,
+        ge=64,
+        le=1024,
+        description="Images are squashed to this square; null: the file's own, 320 (.pt), 288 (.onnx).",
+    )
+    batch_size: int = Field(8, ge=1, le=4096, description="Images per forward pass; smaller batches are padded.")
+    precision: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="Of a TorchScript file, under autocast: fp16 and bf16 are for GPUs. ONNX files have their own.",
+    )
+    whitening: Literal["none", "fit"] = Field(
+        "none",
+        description=(
+            "fit: descriptors are whitened by a PCA of a sample of the pool before they are normalised. Cosines get "
+            "smaller, so dedup's thresholds have to be moved: see `curate calibrate dedup`."
+        ),
+    )
+    score_norm: Literal["none", "fit"] = Field(
+        "none",
+        description=(
+            "fit: store each image's mean similarity with its 3 nearest of a sample of the pool as `score_bias`, for "
+            "retrieval scores of your own and `curate calibrate dedup`; dedup does not use it (docs/sscd.md)."
+        ),
+    )
+    sample_size: int = Field(
+        20_000, ge=1_024, le=200_000, description="Pool images that whitening and score_norm are fitted on."
+    )
 
 
 class DedupConfig(Settings):

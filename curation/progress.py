@@ -8,7 +8,15 @@ from types import TracebackType
 from typing import IO, Any, Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from curation.pipelines.driver import Event, RowsDone, StepEnded, StepStarted, Warned
 
@@ -179,3 +187,40 @@ class Bars:
                 units=f"{line['units']}/{line['of']}",
                 rate=f"{line['rows_per_s']:,.0f} rows/s",
             )
+
+
+class Counter:
+    """Says how many of a known number are done: a bar on a terminal, else a JSON line every ten seconds."""
+
+    def __init__(self, stream: IO[str], what: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._what, self._clock = stream, what, clock
+        self._started = self._said = clock()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty():
+            columns = (TextColumn(self._what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=self._stream))
+            self._task = self._bar.add_task(self._what, total=None)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Say so, if it is time."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total)
+            return
+        now = self._clock()
+        if now - self._said >= _LINE_EVERY_S or done == total:
+            self._said = now
+            left = (now - self._started) * (total - done) / max(1, done)
+            line = {"event": "progress", self._what: done, "of": total, "eta_s": round(left, 1)}
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()

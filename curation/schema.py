@@ -55,6 +55,7 @@ STORED_ID = pa.field("stored_id", pa.string())  # first 128 bits of sha256 of th
 DECODE_ERROR = pa.field("decode_error", pa.string())  # one of IMAGE_REASONS: checked when fetched, refused when read
 SSCD_DIM = 512
 SSCD_DESCRIPTOR = pa.field("sscd", pa.list_(pa.float16(), SSCD_DIM))  # L2-normalised
+SCORE_BIAS = pa.field("score_bias", pa.float64())  # mean cosine with the 3 nearest of the background sample; else null
 REJECT_REASON = pa.field("reject_reason", pa.string())  # null means kept
 DUPLICATE_OF = pa.field("duplicate_of", pa.string())  # image id of the kept, seed or reference image
 SIMILARITY = pa.field("similarity", pa.float32())  # cosine with duplicate_of, rounded to 1e-6
@@ -84,7 +85,7 @@ FACES = Table(
     pa.schema([NUM_FACES, FACE_BOXES, FACE_SCORES, TAR_OFFSET, STORED_BYTES, STORED_FORMAT, STORED_ID, DECODE_ERROR]),
 )
 FACES_VERDICT = Table("faces_verdict", pa.schema([REJECT_REASON]))
-SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR]))
+SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR, SCORE_BIAS]))
 DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPONENT_ID, COMPONENT_SIZE]))
 CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY]))
 RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT]))

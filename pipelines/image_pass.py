@@ -31,7 +31,7 @@ from curation.stage import ImageRow, ImageStage, MapStage
 from curation.store import Marker
 from curation.tars import TarWriter
 
-_HEADROOM = 2.0  # of reduced decoding: SSCD cosine with a full decode at least 0.99 (docs/images.md)
+HEADROOM = 2.0  # of reduced decoding: SSCD cosine with a full decode at least 0.99 (docs/images.md)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _prepared(
         names = [part.step.name for part in parts if row in part.todo]
         try:
             with guard.at_work(identity, data, limits) as decoded:
-                rgb = decode(data, limits, min_side_px, _HEADROOM)
+                rgb = decode(data, limits, min_side_px, HEADROOM)
                 decoded()
                 image = ImageRow(row, identity, data, rgb)
                 return _each(row, image, [part for part in parts if row in part.todo])

@@ -1,6 +1,7 @@
 """The plan of LVD-142M: every stage, its steps, and what shapes their output."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 from curation import __version__, schema
@@ -17,6 +18,7 @@ from curation.stages.manifest import ManifestStage
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
 from curation.stages.pca_hash_groups import PcaHashGroups
 from curation.stages.retrieve import RetrieveStage
+from curation.stages.sscd_fit import POSTPROCESS_FILE, SscdFit
 from curation.stages.verdicts import FacesVerdict, NsfwVerdict
 
 HUB = "hub"  # the value of embed.weights that lets timm download
@@ -200,6 +202,24 @@ def _screen() -> tuple[Step, ...]:
 def _deduplicate() -> tuple[Step, ...]:
     return (
         Step(
+            "sscd_fit",
+            "sscd",
+            "reduce",
+            SscdFit.version,
+            _POOL,
+            lambda context: SscdFit(context.config.sscd, context.config.images, context.config.seed, _copies(context)),
+            reads=SscdFit.reads,
+            after=_STORED,
+            makes=(POSTPROCESS_FILE,),
+            fitted=True,
+            settings=lambda config, _: {
+                "seed": config.seed,
+                "sample_size": config.sscd.sample_size,
+                **_sscd_settings(config),
+            },
+            weights=lambda config: (config.sscd.weights,),
+        ),
+        Step(
             "sscd",
             "sscd",
             "images",
@@ -209,11 +229,8 @@ def _deduplicate() -> tuple[Step, ...]:
             reads=(schema.FETCH, schema.FACES),
             after=_STORED,
             writes=schema.SSCD,
-            settings=lambda config, _: {
-                "side_px": config.sscd.side_px,
-                "batch_size": config.sscd.batch_size,
-                "images": _limits(config),
-            },
+            needs=("sscd_fit",),
+            settings=lambda config, _: _sscd_settings(config),
             weights=lambda config: (config.sscd.weights,),
         ),
         Step(
@@ -393,17 +410,33 @@ def _faces(context: Context) -> Any:
 
 
 def _sscd(context: Context) -> Any:
-    from curation.models.sscd import SscdEncoder
     from curation.stages.sscd import SscdStage
+    from curation.stages.sscd_postprocess import Postprocess
 
-    config = context.config.sscd
-    encoder = SscdEncoder(
-        context.weights(config.weights),
-        batch_size=config.batch_size,
-        side_px=config.side_px,
-        device=context.device("sscd"),
-    )
-    return SscdStage(encoder, config)
+    encoder = _copies(context)()
+    return SscdStage(encoder, Postprocess.load(context.artefacts("sscd_fit") / POSTPROCESS_FILE))
+
+
+def _copies(context: Context) -> Callable[[], Any]:
+    """Return what loads the copy-detection model."""
+
+    def load() -> Any:
+        from curation.models.sscd import SscdEncoder
+
+        config = context.config.sscd
+        return SscdEncoder(
+            context.weights(config.weights),
+            batch_size=config.batch_size,
+            side_px=config.side_px,
+            device=context.device("sscd"),
+            precision=config.precision,
+        )
+
+    return load
+
+
+def _sscd_settings(config: RunConfig) -> dict[str, Any]:
+    return {"sscd": _plain(config.sscd, "weights", "sample_size"), "images": _limits(config)}
 
 
 def _embed(context: Context) -> Any:

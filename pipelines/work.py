@@ -71,7 +71,7 @@ def _map(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
 
 def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
     start = time.monotonic()
-    inputs = _Inputs(context, plan, step)
+    inputs = Inputs(context, plan, step)
     total = num_shards = 0
     digests = {}
     with tempfile.TemporaryDirectory(prefix=f"curation-{step.name}-") as folder:
@@ -111,7 +111,7 @@ def _keep_evidence(context: Context, step: Step, folder: Path) -> None:
             context.run.write_bytes(f"stopped/{step.name}/{name}", (folder / name).read_bytes())
 
 
-class _Inputs:
+class Inputs:
     """``curation.stage.ReduceInputs`` over a run."""
 
     def __init__(self, context: Context, plan: Plan, step: Step) -> None:
@@ -121,12 +121,15 @@ class _Inputs:
         self._rows: dict[tuple[str, int], int] = {}
 
     def collections(self, kind: str) -> list[str]:
+        """See ``ReduceInputs``."""
         return self._context.collections(kind) if kind in self._step.collections else []
 
     def artefacts(self, step: str) -> Path:
+        """See ``ReduceInputs``."""
         return self._context.artefacts(step)
 
     def shards(self, collection: str) -> Iterator[ShardView]:
+        """See ``ReduceInputs``."""
         context, run = self._context, self._context.run
         verdicts = self._step.existing(self._step.after, collection, self._plan)
         for shard, marker in shard_markers(context, collection).items():
@@ -150,6 +153,7 @@ class _Inputs:
             )
 
     def num_rows(self, collection: str, shard: int) -> int:
+        """Return the rows of a shard."""
         if (collection, shard) not in self._rows:
             self._rows[collection, shard] = shard_markers(self._context, collection)[shard].num_rows
         return self._rows[collection, shard]

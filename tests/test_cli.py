@@ -27,6 +27,8 @@ COMMANDS = {
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
     "export-model": ["--run", "--format", "--output", "--network"],
     "demo": ["--folder", "--port", "--workers"],
+    "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",
+                  "--set"],
 }  # fmt: skip
 
 

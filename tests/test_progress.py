@@ -12,7 +12,7 @@ from curation.config import RunConfig
 from curation.pipelines.driver import RowsDone, StepEnded, StepStarted, Warned
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.units import Done, Unit
-from curation.progress import Bars, JsonLines, _Rates, reporter
+from curation.progress import Bars, Counter, JsonLines, _Rates, reporter
 
 STEP = build_plan(RunConfig()).step("nsfw")
 
@@ -143,3 +143,22 @@ def test_a_bar_of_a_step_without_rows_does_not_fail():
     with bars:
         for event in (StepStarted(STEP, 1, 0, 0), done(0, 0), StepEnded(STEP, False, 0.1)):
             bars(event)
+
+
+def test_a_counter_says_at_times_how_many_are_done_and_how_long_the_rest_takes():
+    now, stream = [0.0], io.StringIO()
+    with Counter(stream, "images", lambda: now[0]) as counter:
+        for done_images in range(1, 41):
+            now[0] += 1.0
+            counter(done_images, 40)
+
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["images"], line["eta_s"]) for line in lines] == [(10, 30.0), (20, 20.0), (30, 10.0), (40, 0.0)]
+
+
+def test_a_counter_draws_a_bar_on_a_terminal():
+    stream = Terminal()
+    with Counter(stream, "images") as counter:
+        counter(7, 7)
+
+    assert "7/7" in stream.getvalue()

@@ -7,7 +7,8 @@ import zlib
 
 from PIL import Image
 
-from curation.demo.edits import jpeg, original
+from curation.demo.edits import original
+from curation.edits import jpeg
 
 TRACKING_PIXEL = (  # a transparent GIF of 1 x 1, the usual 43 bytes
     b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,"

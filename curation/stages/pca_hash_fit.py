@@ -18,12 +18,10 @@ from curation.config import ImagesConfig, PcaHashConfig
 from curation.crashes import watch
 from curation.errors import ImageError
 from curation.images import decode
-from curation.indexes.keys import Keys, keys_from_hex
-from curation.indexes.lookup import as_bytes, find
-from curation.indexes.sampling import HashSample
-from curation.indexes.vectors import Rows
+from curation.indexes.keys import Keys
 from curation.schema import Table
-from curation.stage import ReduceInputs, ShardView
+from curation.stage import ReduceInputs
+from curation.stages.image_sample import sample_keys, sampled_images
 from curation.stages.pca_hash import Encoder, Features, default_pca, encoder_for, fit, fit_model, quantised
 from curation.stages.small_grey import small_grey
 
@@ -66,12 +64,7 @@ class PcaHashFit:
 
     def _sample(self, inputs: ReduceInputs) -> Keys:
         """Return the keys of the sample, in an order of content."""
-        # Equal bytes count once, whatever the shards.
-        sample = HashSample(self.seed, self.config.sample_size, distinct=True)
-        for view in inputs.shards("pool"):
-            keys_N2, _ = _keys(view)
-            sample.add(keys_N2, keys_N2)
-        return sample.result().keys
+        return sample_keys(inputs, self.seed, self.config.sample_size)
 
     def _features(self, inputs: ReduceInputs, wanted_N2: Keys) -> Features:
         """Return what the hash will see of images that can be read, one row each; of equal bytes any row will do."""
@@ -79,31 +72,22 @@ class PcaHashFit:
         features: Features = np.zeros((len(wanted_N2), dim), np.uint16)
         if self._encoder is not None:
             features = features.astype(np.int16)
-        good, tried = np.zeros(len(wanted_N2), bool), np.zeros(len(wanted_N2), bool)
+        good = np.zeros(len(wanted_N2), bool)
         size = 1 if self._encoder is None else self._encoder.batch_size
-        for view in inputs.shards("pool"):
-            keys_N2, rows = _keys(view)
-            index_N = find(wanted_N2, keys_N2)
-            wanted = {
-                row: index
-                for row, index in zip(rows.tolist(), index_N.tolist(), strict=True)
-                if index >= 0 and not tried[index]
-            }
-            tried[list(wanted.values())] = True
-            batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
-            for row, data in view.images(np.array(sorted(wanted), np.int64)):
-                try:
-                    with watch().at_work(hashlib.sha256(data).hexdigest()[:32], data, self.limits):
-                        if self._encoder is None:
-                            features[wanted[row]] = small_grey(data, self.limits, self.config.side_px).reshape(-1)
-                            good[wanted[row]] = True
-                        else:
-                            batch.append((wanted[row], self._encoder.prepare(decode(data, self.limits))))
-                except ImageError:
-                    continue  # it becomes a row with a reason in the pass that stores it
-                if len(batch) == size:
-                    self._embed(batch, features, good)
-            self._embed(batch, features, good)
+        batch: list[tuple[int, npt.NDArray[np.uint8]]] = []
+        for index, data in sampled_images(inputs, wanted_N2):
+            try:
+                with watch().at_work(hashlib.sha256(data).hexdigest()[:32], data, self.limits):
+                    if self._encoder is None:
+                        features[index] = small_grey(data, self.limits, self.config.side_px).reshape(-1)
+                        good[index] = True
+                    else:
+                        batch.append((index, self._encoder.prepare(decode(data, self.limits))))
+            except ImageError:
+                continue  # it becomes a row with a reason in the pass that stores it
+            if len(batch) == size:
+                self._embed(batch, features, good)
+        self._embed(batch, features, good)
         return features[good]
 
     def _embed(
@@ -118,12 +102,3 @@ class PcaHashFit:
                 features[index] = quantised(found_D)
                 good[index] = True
         batch.clear()
-
-
-def _keys(view: ShardView) -> tuple[Keys, Rows]:
-    """Return the keys of a shard's kept images and their rows."""
-    ids = view.read(schema.FETCH, ["image_id"]).column(0)
-    rows = np.flatnonzero(view.kept & ids.is_valid().to_numpy())
-    keys_N2 = keys_from_hex(ids.take(pa.array(rows)).to_pylist())
-    first = np.sort(np.unique(as_bytes(keys_N2), return_index=True)[1])
-    return keys_N2[first], rows[first]

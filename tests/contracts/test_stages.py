@@ -109,6 +109,10 @@ def test_the_help_lists_the_stages_of_the_plan():
 
 OTHER = {  # values that are other than the default, and allowed
     "embed.side_px": 64,
+    "sscd.side_px": 64,
+    "sscd.precision": "bf16",
+    "sscd.whitening": "fit",
+    "sscd.score_norm": "fit",
     "faces.scales": [3.0],
     "retrieve.collisions": "next_neighbour",
     "images.max_aspect": 2.0,

@@ -2,13 +2,15 @@ import numpy as np
 import pytest
 
 from curation import schema
-from curation.config import SscdConfig
 from curation.errors import WeightsError
 from curation.models.sscd import SscdEncoder
 from curation.models.weights import resolve
 from curation.stage import ImageRow
 from curation.stages.descriptors import half_rows
 from curation.stages.sscd import SscdStage
+from curation.stages.sscd_postprocess import Postprocess
+
+ID = "0" * 31 + "1"
 
 
 def test_the_stage_writes_unit_float16_rows():
@@ -17,12 +19,13 @@ def test_the_stage_writes_unit_float16_rows():
         weights = resolve("immaculate-sscd")
     except WeightsError as error:
         pytest.skip(str(error))
-    stage = SscdStage(SscdEncoder(weights, batch_size=2), SscdConfig(batch_size=2))
+    stage = SscdStage(SscdEncoder(weights, batch_size=2), Postprocess.none())
 
-    column = stage([stage.prepare(ImageRow(0, "id", b"", data.coffee()))])["sscd"]
+    columns = stage([stage.prepare(ImageRow(0, ID, b"", data.coffee()))])
 
-    assert column.type == schema.SSCD_DESCRIPTOR.type
-    assert np.linalg.norm(np.array(column.to_pylist()[0], np.float64)) == pytest.approx(1, abs=2e-3)
+    assert columns["sscd"].type == schema.SSCD_DESCRIPTOR.type
+    assert np.linalg.norm(np.array(columns["sscd"].to_pylist()[0], np.float64)) == pytest.approx(1, abs=2e-3)
+    assert columns["score_bias"].to_pylist() == [None]
 
 
 def test_rows_that_are_not_finite_become_null_and_keep_their_neighbours():

@@ -162,6 +162,4 @@ def _weights(context: Context, plan: Plan) -> tuple[WeightsUse, ...]:
             uses.append(WeightsUse(name, tuple(used_by), weights.license, weights.sha256))
         except WeightsError:  # a report is also made where the models are not installed
             uses.append(WeightsUse(name, tuple(used_by), "not installed here", ""))
-    if context.config.embed.weights not in stages:
-        uses.append(WeightsUse(f"{context.config.embed.model} (timm hub)", ("embed",), "see its model card", ""))
     return tuple(uses)

@@ -13,6 +13,7 @@ from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.stages.cluster import ClusterFit, ClusterStage
+from curation.stages.cluster_summary import ClusterBaseline, ClusterSummary
 from curation.stages.dedup import DedupStage
 from curation.stages.index import IndexStage
 from curation.stages.manifest import ManifestStage
@@ -295,6 +296,31 @@ def _select() -> tuple[Step, ...]:
             after=_UNIQUE,
             writes=schema.CLUSTER,
             needs=("cluster_fit",),
+        ),
+        Step(
+            "cluster_baseline",
+            "cluster",
+            "reduce",
+            ClusterBaseline.version,
+            _POOL,
+            lambda context: ClusterBaseline(),
+            reads=ClusterBaseline.reads,
+            after=_UNIQUE,
+            makes=ClusterBaseline.artefacts,
+            needs=("cluster_fit",),
+            fitted=True,
+        ),
+        Step(
+            "cluster_summary",
+            "cluster",
+            "reduce",
+            ClusterSummary.version,
+            _OURS,
+            lambda context: ClusterSummary(),
+            reads=ClusterSummary.reads,
+            after=_UNIQUE,
+            makes=ClusterSummary.artefacts,
+            needs=("cluster_baseline",),
         ),
         Step(
             "retrieve",

@@ -164,6 +164,42 @@ class ManifestOverview:
 
 
 @dataclass(frozen=True)
+class DriftOverview:
+    """How new images of the pool lie in clusters that were fitted without them.
+
+    Attributes:
+        num_shards: Shards of the pool.
+        num_new_shards: Those that were not there, or not like this, when the centroids were fitted.
+        num_new_images: Their images that have a cluster.
+        mean_similarity: Mean cosine of new images with their centroids; None where there are none.
+        fitted_mean_similarity: That of the images that were there at the fit.
+        share_change: Total variation distance of the clusters' shares of images, in [0, 1].
+        share_change_by_chance: What as many images drawn from those at the fit would show in the mean.
+    """
+
+    num_shards: int
+    num_new_shards: int
+    num_new_images: int
+    mean_similarity: float | None
+    fitted_mean_similarity: float | None
+    share_change: float | None
+    share_change_by_chance: float | None
+
+    def text(self) -> str:
+        """Return one line."""
+        if not self.num_new_shards:
+            return f"no shard is newer than the centroids ({counted(self.num_shards, 'shard')})"
+        head = f"{self.num_new_shards:,} of {counted(self.num_shards, 'shard')} are newer than the centroids"
+        if self.mean_similarity is None or self.fitted_mean_similarity is None or self.share_change is None:
+            return f"{head}; nothing in them to compare"
+        return (
+            f"{head}: {counted(self.num_new_images, 'image')}, mean similarity {self.mean_similarity:.3f} "
+            f"({self.fitted_mean_similarity:.3f} at the fit), shares of clusters moved by {self.share_change:.3f} "
+            f"({self.share_change_by_chance:.3f} by chance)"
+        )
+
+
+@dataclass(frozen=True)
 class Overview:
     """How a run stands."""
 
@@ -172,6 +208,7 @@ class Overview:
     stages: tuple[StageOverview, ...]
     collections: tuple[CollectionOverview, ...]
     manifest: ManifestOverview | None = None
+    drift: DriftOverview | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -197,6 +234,8 @@ class Overview:
         else:
             outdated = "" if self.manifest.current else "  (outdated: run again)"
             yield f"manifest  {counted(self.manifest.num_images, 'image')}, digest {self.manifest.digest}{outdated}"
+        if self.drift is not None:
+            yield f"clusters  {self.drift.text()}"
 
     def _stages(self) -> Iterator[str]:
         rows = [("stage", "step", "done", "stale", "left", "rows", "work", "rows/s")]

@@ -1,8 +1,8 @@
 """How images lie in clusters: sizes for the report, and how far new images have drifted from those that were fitted.
 
 ``ClusterBaseline`` is made once for each fit and says what the pool looked like then; ``ClusterSummary`` is made anew
-whenever anything changed, and compares. What is compared is the shards of the pool that the baseline has not seen: those
-whose assignments differ from all that were there at the fit.
+whenever anything changed, and compares: new are the shards of the pool whose assignments differ from those of all
+shards that were there at the fit.
 
 Memory: some tens of bytes a cluster for the pool and for each seed set, and one shard.
 """

@@ -51,17 +51,6 @@ def test_without_new_images_nothing_is_compared(image, summarised):
     assert sizes.column("pool").to_pylist() == [30, 20]
 
 
-def test_new_images_are_compared_with_those_at_the_fit(image, summarised):
-    fitted = rows(image, [30, 20], 0.5)
-    new = rows(image, [0, 10, 40], 0.25, start=1000)
-
-    found, sizes = summarised(fitted, [*fitted, *new], num_shards=2)
-
-    # In two equal shards: the old rows are half of the new ones' count, so one shard has not changed at all.
-    assert (found["num_shards"], found["num_new_shards"]) == (2, 2)
-    assert sizes.column("pool").to_pylist() == [30, 30, 40]
-
-
 def test_drift_is_the_change_of_similarity_and_of_shares():
     fitted = Tally(np.array([60, 40]), 60_000_000)
     new = Tally(np.array([0, 10, 40]), 10_000_000)
@@ -77,9 +66,10 @@ def test_drift_is_the_change_of_similarity_and_of_shares():
 def test_a_shard_that_was_there_at_the_fit_is_not_new(image, summarised):
     first, second = rows(image, [25, 25], 0.5), rows(image, [0, 10, 40], 0.25, start=1000)
 
-    found, _ = summarised([*first, *first], [*first, *second], num_shards=2)
+    found, sizes = summarised([*first, *first], [*first, *second], num_shards=2)
 
-    assert (found["num_new_shards"], found["num_new_images"]) == (1, 50)
+    assert (found["num_shards"], found["num_new_shards"], found["num_new_images"]) == (2, 1, 50)
+    assert sizes.column("pool").to_pylist() == [25, 35, 40]
     assert found["mean_similarity"] == pytest.approx(0.25)
 
 

@@ -238,13 +238,16 @@ def ours(pipe: Connection, files: list[Path]) -> None:
 def gpu(device: str, model: str, side_px: int, batch_size: int) -> None:
     """Report images/s, from prepared pixels to features in memory, and their share of the matrix product's peak."""
     import numpy as np
-    import timm
     import torch
     from safetensors.torch import save_file
     from torch.utils.flop_counter import FlopCounterMode
 
+    from curation.models import torchvision_shim
     from curation.models.encoder import ImageEncoder
     from curation.models.weights import resolve
+
+    torchvision_shim.prepare()
+    import timm
 
     peak = matmul_flops_per_s(device)
     name = torch.cuda.get_device_name() if device == "cuda" else device

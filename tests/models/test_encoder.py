@@ -304,6 +304,17 @@ def test_a_compiled_model_gives_the_same_directions(vit, photos):
     assert compiled._run is not compiled._read
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+def test_a_gpu_gives_the_directions_of_the_cpu(precision, vit, photos):
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    config = EmbedConfig(model="test_vit", batch_size=2, precision=precision)
+    here, there = ImageEncoder(config, vit[1]), ImageEncoder(config, vit[1], device="cuda")
+    prepared = [here.prepare(photo) for photo in photos[:2]]
+
+    assert ((here(prepared) * there(prepared)).sum(axis=1) > 0.999).all()
+
+
 def test_a_gpu_that_is_not_there_is_said(vit):
     if torch.cuda.is_available():
         pytest.skip("there is one")

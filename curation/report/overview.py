@@ -168,17 +168,17 @@ class DriftOverview:
     """How new images of the pool lie in clusters that were fitted without them.
 
     Attributes:
-        num_shards: Shards of the pool.
-        num_new_shards: Those that were not there, or not like this, when the centroids were fitted.
-        num_new_images: Their images that have a cluster.
+        is_sample: Whether only a sample of the images was compared: the pool is large.
+        num_compared: Images of the pool that were looked at.
+        num_new_images: Those that were not there when the centroids were fitted.
         mean_similarity: Mean cosine of new images with their centroids; None where there are none.
         fitted_mean_similarity: That of the images that were there at the fit.
         share_change: Total variation distance of the clusters' shares of images, in [0, 1].
         share_change_by_chance: What as many images drawn from those at the fit would show in the mean.
     """
 
-    num_shards: int
-    num_new_shards: int
+    is_sample: bool
+    num_compared: int
     num_new_images: int
     mean_similarity: float | None
     fitted_mean_similarity: float | None
@@ -187,15 +187,15 @@ class DriftOverview:
 
     def text(self) -> str:
         """Return one line."""
-        if not self.num_new_shards:
-            return f"no shard is newer than the centroids ({counted(self.num_shards, 'shard')})"
-        head = f"{self.num_new_shards:,} of {counted(self.num_shards, 'shard')} are newer than the centroids"
+        of = f"{counted(self.num_compared, 'image')}{' of a sample' if self.is_sample else ''}"
+        if not self.num_new_images:
+            return f"none of {of} is newer than the centroids"
+        head = f"{self.num_new_images:,} of {of} are newer than the centroids"
         if self.mean_similarity is None or self.fitted_mean_similarity is None or self.share_change is None:
-            return f"{head}; nothing in them to compare"
+            return f"{head}; there was none at the fit to compare them with"
         return (
-            f"{head}: {counted(self.num_new_images, 'image')}, mean similarity {self.mean_similarity:.3f} "
-            f"({self.fitted_mean_similarity:.3f} at the fit), shares of clusters moved by {self.share_change:.3f} "
-            f"({self.share_change_by_chance:.3f} by chance)"
+            f"{head}: mean similarity {self.mean_similarity:.3f} ({self.fitted_mean_similarity:.3f} at the fit), "
+            f"shares of clusters moved by {self.share_change:.3f} ({self.share_change_by_chance:.3f} by chance)"
         )
 
 

@@ -540,6 +540,6 @@ def test_status_says_how_new_images_lie_in_the_clusters(finished_folder: Path) -
     found = Made(finished_folder).overview()
 
     assert found.drift is not None
-    assert (found.drift.num_shards, found.drift.num_new_shards) == (2, 0)
-    assert "clusters  no shard is newer than the centroids (2 shards)" in found.lines()
+    assert (found.drift.num_compared, found.drift.num_new_images) == (3, 0)
+    assert "clusters  none of 3 images is newer than the centroids" in found.lines()
     json.dumps(found.as_dict())

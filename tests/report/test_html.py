@@ -46,7 +46,7 @@ def report(attack: str = "plain") -> ReportData:
     overview = Overview(
         attack, "1.0", (StageOverview("fetch", (step,)),), (pool,), ManifestOverview(attack, 12, attack, current=False)
     )
-    overview = replace(overview, drift=DriftOverview(5, 2, 80, 0.5, 0.6, 0.2, 0.1))
+    overview = replace(overview, drift=DriftOverview(False, 500, 80, 0.5, 0.6, 0.2, 0.1))
     member = Member(attack, attack, attack, attack, 0.7, b"\xff\xd8")
     return ReportData(
         attack,
@@ -119,7 +119,7 @@ def test_clusters_come_with_their_drift_and_seeds() -> None:
     page = render(report())
 
     assert "9 centroids, 2 of them without an image of the pool" in page
-    assert "2 of 5 shards are newer than the centroids: 80 images, mean similarity 0.500 (0.600 at the fit)" in page
+    assert "80 of 500 images are newer than the centroids: mean similarity 0.500 (0.600 at the fit)" in page
     assert "shares of clusters moved by 0.200 (0.100 by chance)" in page
     assert "seed images: plain 2" in page
     assert "and 28 more" in page

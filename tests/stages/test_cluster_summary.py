@@ -30,12 +30,13 @@ def rows(image, counts, similarity, start=0):
 def summarised(reduce, in_memory, tmp_path):
     """``summarised(fitted, now, seeds={}, **sharding)``: the drift and the sizes."""
 
-    def run(fitted, now, seeds=None, **sharding):
+    def run(fitted, now, seeds=None, sample_size=1000, **sharding):
         (tmp_path / "made").mkdir(exist_ok=True)
-        reduce(ClusterBaseline(), in_memory({"pool": fitted}, **sharding))
-        (tmp_path / "made" / BASELINE_FILE).write_bytes((reduce.scratch / BASELINE_FILE).read_bytes())
+        reduce(ClusterBaseline(0, sample_size), in_memory({"pool": fitted}, **sharding))
+        for name in ClusterBaseline.artefacts:
+            (tmp_path / "made" / name).write_bytes((reduce.scratch / name).read_bytes())
         inputs = in_memory({"pool": now, **(seeds or {})}, made={"cluster_baseline": tmp_path / "made"}, **sharding)
-        reduce(ClusterSummary(), inputs)
+        reduce(ClusterSummary(0), inputs)
         return json.loads((reduce.scratch / DRIFT_FILE).read_text()), pq.read_table(reduce.scratch / SIZES_FILE)
 
     return run
@@ -46,9 +47,30 @@ def test_without_new_images_nothing_is_compared(image, summarised):
 
     found, sizes = summarised(pool, pool)
 
-    assert (found["num_new_shards"], found["num_new_images"], found["share_change"]) == (0, 0, None)
+    assert (found["num_compared"], found["num_new_images"], found["share_change"]) == (50, 0, None)
     assert found["fitted_mean_similarity"] == pytest.approx(0.5)
     assert sizes.column("pool").to_pylist() == [30, 20]
+
+
+def test_new_images_are_found_in_whatever_shards_they_lie(image, summarised, sharding):
+    fitted, new = rows(image, [30, 20], 0.5), rows(image, [0, 10, 40], 0.25, start=1000)
+
+    found, sizes = summarised(fitted, [*fitted[:40], *new], **sharding)
+
+    assert (found["is_sample"], found["num_compared"], found["num_new_images"]) == (False, 90, 50)
+    assert found["mean_similarity"] == pytest.approx(0.25)
+    assert sizes.column("pool").to_pylist() == [30, 20, 40]
+
+
+def test_of_a_large_pool_a_sample_is_compared(image, summarised, sharding):
+    fitted, new = rows(image, [600, 400], 0.5), rows(image, [500], 0.25, start=5000)
+
+    found, _ = summarised(fitted, [*fitted, *new], sample_size=200, **sharding)
+
+    assert found["is_sample"]
+    assert found["num_compared"] - found["num_new_images"] == 200
+    assert 60 < found["num_new_images"] < 140  # a half of 200
+    assert found["mean_similarity"] == pytest.approx(0.25)
 
 
 def test_drift_is_the_change_of_similarity_and_of_shares():
@@ -61,16 +83,6 @@ def test_drift_is_the_change_of_similarity_and_of_shares():
     assert found["fitted_mean_similarity"] == pytest.approx(0.6)
     assert found["share_change"] == pytest.approx((0.6 + 0.2 + 0.8) / 2)
     assert 0 < found["share_change_by_chance"] < 0.1
-
-
-def test_a_shard_that_was_there_at_the_fit_is_not_new(image, summarised):
-    first, second = rows(image, [25, 25], 0.5), rows(image, [0, 10, 40], 0.25, start=1000)
-
-    found, sizes = summarised([*first, *first], [*first, *second], num_shards=2)
-
-    assert (found["num_shards"], found["num_new_shards"], found["num_new_images"]) == (2, 1, 50)
-    assert sizes.column("pool").to_pylist() == [25, 35, 40]
-    assert found["mean_similarity"] == pytest.approx(0.25)
 
 
 def test_rejected_images_and_those_without_cluster_do_not_count(image, summarised):
@@ -103,4 +115,4 @@ def test_a_broken_baseline_says_what_to_do(image, in_memory, reduce, tmp_path):
     (tmp_path / BASELINE_FILE).write_text("{}")
 
     with pytest.raises(CorruptError, match="--refit"):
-        reduce(ClusterSummary(), in_memory({"pool": []}, made={"cluster_baseline": tmp_path}))
+        reduce(ClusterSummary(0), in_memory({"pool": []}, made={"cluster_baseline": tmp_path}))

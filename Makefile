@@ -13,7 +13,8 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Threads that spin while they wait slow each other down where shards share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint types bench bench-images bench-dedup format check-resume check-decontamination clean
+.PHONY: help install demo test test-all lint types bench bench-images bench-dedup bench-index format check-resume \
+  check-decontamination clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +61,9 @@ bench-images: $(STAMP)  ## benchmarks of everything that happens to one image be
 
 bench-dedup: $(STAMP) $(IMAGEDEDUP)/.installed  ## copies found and missed, and time, against brute force and imagededup
 	@for script in benchmarks/bench_dedup_*.py; do IMAGEDEDUP_PYTHON=$(IMAGEDEDUP)/bin/python $(BIN)/python "$$script"; done
+
+bench-index: $(STAMP)  ## benchmarks of features, search and clusters
+	@for script in benchmarks/bench_index_*.py; do $(BIN)/python "$$script"; done
 
 bench-%: $(STAMP)
 	$(BIN)/python benchmarks/bench_$*.py

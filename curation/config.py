@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from curation import encoder_presets
 from curation.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
@@ -222,10 +223,28 @@ class DedupConfig(Settings):
 class EmbedConfig(Settings):
     """Settings of the ``embed`` stage."""
 
-    model: str = Field("tf_efficientnet_lite0", description="A timm model name.")
+    preset: str | None = Field(None, description="A name of docs/embed.md; gives model, weights, features and side_px.")
+    model: str = Field(
+        "tf_efficientnet_lite0", description="A timm model name, hf-hub:organisation/name, or curation-dinov2."
+    )
     weights: str = Field("efficientnet-lite0", description="A name of `curate models list`, a path, or hub.")
     side_px: int | None = Field(None, ge=32, le=2048, description="Input side; null: the model's own.")
-    batch_size: int = Field(16, ge=1, le=4096)
+    features: Literal["default", "cls", "pooled", "both"] = Field(
+        "default",
+        description=(
+            "cls: class token; pooled: mean of patches or pixels; both: one after the other, equal in weight; default: "
+            "what the model puts before its classifier."
+        ),
+    )
+    batch_size: int = Field(16, ge=1, le=4096, description="Images per forward pass.")
+    precision: Literal["float32", "bf16", "fp16"] = Field("float32", description="Of weights and activations.")
+    channels_last: bool = Field(True, description="Memory format of activations and convolutions.")
+    compile: bool = Field(False, description="torch.compile; a minute at the start of each worker.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, tree: Any) -> Any:
+        return encoder_presets.filled_in(tree) if isinstance(tree, Mapping) else tree
 
 
 class IndexConfig(Settings):

@@ -150,6 +150,7 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
         raise UsageError(f"--redo {late[0]}: comes after --stage {request.stage}; choose a later --stage")
     roles = {entry.name: entry.role for entry in registered()}
     for step in steps:
+        step.check(context.config)
         for name in step.weights(context.config):
             role = "embed" if step.stage in ("cluster", "pca_hash") else step.stage
             if roles.get(name, role) != role:

@@ -245,7 +245,11 @@ def _prepared(
         except ImageError as error:
             return _Prepared(row, {}, dict.fromkeys(names, error.reason))
 
+    # A whole batch is decoded while the model works on the one before, where what waits is small: steps that resize
+    # keep a few hundred kilobytes an image, others all pixels.
     ahead = limits.decode_threads * 2
+    if min_side_px is not None:
+        ahead = max(ahead, *(part.stage.batch_size for part in parts))
     pending: deque[Future[_Prepared]] = deque()
     pool = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="decode")
     try:

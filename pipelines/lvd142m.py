@@ -5,13 +5,16 @@ from collections.abc import Callable
 from typing import Any
 
 from curation import __version__, schema
-from curation.config import RunConfig, Settings
+from curation.config import EmbedConfig, RunConfig, Settings
+from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
+from curation.models.weights import HF_PREFIX, TIMM_PREFIX
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.stages.cluster import ClusterFit, ClusterStage
+from curation.stages.cluster_summary import ClusterBaseline, ClusterSummary
 from curation.stages.dedup import DedupStage
 from curation.stages.index import IndexStage
 from curation.stages.manifest import ManifestStage
@@ -21,7 +24,6 @@ from curation.stages.retrieve import RetrieveStage
 from curation.stages.sscd_fit import POSTPROCESS_FILE, SscdFit
 from curation.stages.verdicts import FacesVerdict, NsfwVerdict
 
-HUB = "hub"  # the value of embed.weights that lets timm download
 _ALL = ("pool", "seeds", "references")
 _POOL = ("pool",)
 _OURS = ("pool", "seeds")
@@ -100,6 +102,7 @@ def _hash() -> tuple[Step, ...]:
                 **_hash_features(config),
             },
             weights=_hash_weights,
+            check=lambda config: _check_encoder(config) if config.pca_hash.features == "model" else None,
         ),
         Step(
             "pca_hash",
@@ -265,13 +268,9 @@ def _select() -> tuple[Step, ...]:
             reads=(schema.FETCH, schema.FACES),
             after=_UNIQUE,
             writes=schema.EMBED,
-            settings=lambda config, _: {
-                "model": config.embed.model,
-                "side_px": config.embed.side_px,
-                "batch_size": config.embed.batch_size,
-                "images": _limits(config),
-            },
+            settings=lambda config, _: {"embed": _encoder_settings(config), "images": _limits(config)},
             weights=_encoder_weights,
+            check=_check_encoder,
         ),
         Step(
             "index",
@@ -299,7 +298,7 @@ def _select() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "cluster": _plain(config.cluster),
                 "seed": config.seed,
-                "model": config.embed.model,
+                "embed": _encoder_settings(config),
             },
             weights=_encoder_weights,
         ),
@@ -314,6 +313,33 @@ def _select() -> tuple[Step, ...]:
             after=_UNIQUE,
             writes=schema.CLUSTER,
             needs=("cluster_fit",),
+        ),
+        Step(
+            "cluster_baseline",
+            "cluster",
+            "reduce",
+            ClusterBaseline.version,
+            _POOL,
+            lambda context: ClusterBaseline(context.config.seed),
+            reads=ClusterBaseline.reads,
+            after=_UNIQUE,
+            makes=ClusterBaseline.artefacts,
+            needs=("cluster_fit",),
+            fitted=True,
+            settings=lambda config, _: {"seed": config.seed},
+        ),
+        Step(
+            "cluster_summary",
+            "cluster",
+            "reduce",
+            ClusterSummary.version,
+            _OURS,
+            lambda context: ClusterSummary(context.config.seed),
+            reads=ClusterSummary.reads,
+            after=_UNIQUE,
+            makes=ClusterSummary.artefacts,
+            needs=("cluster_baseline",),
+            settings=lambda config, _: {"seed": config.seed},
         ),
         Step(
             "retrieve",
@@ -377,7 +403,7 @@ def _hash_encoder(context: Context) -> Any:
 def _hash_features(config: RunConfig) -> dict[str, Any]:
     if config.pca_hash.features == "pixels":
         return {"features": "pixels"}
-    return {"features": "model", "model": config.embed.model, "model_side_px": config.embed.side_px}
+    return {"features": "model", "embed": _encoder_settings(config)}
 
 
 def _hash_weights(config: RunConfig) -> tuple[str, ...]:
@@ -448,15 +474,17 @@ def _embed(context: Context) -> Any:
 def _encoder(context: Context, stage: str) -> Any:
     from curation.models.encoder import ImageEncoder  # takes torch and timm
 
-    config = context.config.embed
-    return ImageEncoder(
-        config.model,
-        None if config.weights == HUB else context.weights(config.weights),
-        accept_licenses=context.config.accept_licenses,
-        side_px=config.side_px,
-        batch_size=config.batch_size,
-        device=context.device(stage),
-    )
+    (weights,) = _encoder_weights(context.config)
+    return ImageEncoder(context.config.embed, context.weights(weights), device=context.device(stage))
+
+
+def _check_encoder(config: RunConfig) -> None:
+    """Refuse an encoder that cannot work; the default one can, and timm takes seconds to import."""
+    default = EmbedConfig()
+    if (config.embed.model, config.embed.features, config.embed.side_px) != (default.model, default.features, None):
+        from curation.models import networks  # takes torch and timm
+
+        networks.check(config.embed)
 
 
 def _manifest(context: Context) -> ManifestStage:
@@ -499,7 +527,15 @@ def _kept_stale(context: Context, plan: Plan) -> dict[str, list[str]]:
 
 
 def _encoder_weights(config: RunConfig) -> tuple[str, ...]:
-    return () if config.embed.weights == HUB else (config.embed.weights,)  # timm checks its own downloads
+    """Return the name of the encoder's weights; those of the hub are named after the model."""
+    model, weights = config.embed.model, config.embed.weights
+    if weights != HUB:
+        return (weights,)
+    return (model if model.startswith(HF_PREFIX) else f"{TIMM_PREFIX}{model}",)
+
+
+def _encoder_settings(config: RunConfig) -> dict[str, Any]:
+    return _plain(config.embed, "preset", "weights")  # weights count by their digest
 
 
 def _limits(config: RunConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from curation import __version__
 from curation import config as settings
 from curation.errors import InputError, WeightsError
+from curation.pipelines.clusters import clusters, drift, embeddings
 from curation.pipelines.components import components
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess
@@ -27,6 +28,7 @@ from curation.store import Marker
 T = TypeVar("T")
 
 REPORT_FILE = "report.html"
+MAP_FILE = "embedding_map.png"
 
 
 def overview(context: Context, plan: Plan) -> Overview:
@@ -43,6 +45,7 @@ def overview(context: Context, plan: Plan) -> Overview:
         stages=stages,
         collections=tuple(tally(context, plan, name) for name in names),
         manifest=_manifest(context, steps[ManifestStage.name].state == "done"),
+        drift=drift(context),
     )
 
 
@@ -58,12 +61,17 @@ def report_data(context: Context, plan: Plan) -> ReportData:
         seeds=seed_rows(context, plan, found),
         components=components(context, plan),
         threshold=context.config.dedup.threshold,
+        clusters=clusters(context, plan),
+        embedding_map=embeddings(context),
     )
 
 
 def write_report(context: Context, plan: Plan) -> str:
-    """Write the page into the run and return where it lies."""
-    page = render(report_data(context, plan))
+    """Write the page and the map of the embeddings into the run; return where the page lies."""
+    report = report_data(context, plan)
+    page = render(report)
+    if report.embedding_map is not None:
+        context.run.write_bytes(MAP_FILE, report.embedding_map.png)
     context.run.write_bytes(REPORT_FILE, page.encode("utf-8", "replace"))
     return f"{context.run.url.rstrip('/')}/{REPORT_FILE}"
 
@@ -162,6 +170,4 @@ def _weights(context: Context, plan: Plan) -> tuple[WeightsUse, ...]:
             uses.append(WeightsUse(name, tuple(used_by), weights.license, weights.sha256))
         except WeightsError:  # a report is also made where the models are not installed
             uses.append(WeightsUse(name, tuple(used_by), "not installed here", ""))
-    if context.config.embed.weights not in stages:
-        uses.append(WeightsUse(f"{context.config.embed.model} (timm hub)", ("embed",), "see its model card", ""))
     return tuple(uses)

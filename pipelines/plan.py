@@ -43,6 +43,7 @@ class Step:
         protected: Never redone unless asked for, because its inputs are gone or cost other people something.
         settings: Settings that shape the output, as plain values, for a collection.
         weights: Names of the weights that shape the output.
+        check: Refuses settings that cannot work, before a run starts.
         make: Builds the stage in the process that runs it.
     """
 
@@ -66,6 +67,7 @@ class Step:
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)
+    check: Callable[[RunConfig], None] = field(default=lambda config: None, repr=False)
 
     def existing(self, tables: Sequence[Table], collection: str, plan: "Plan") -> tuple[Table, ...]:
         """Return those of the tables that a collection has."""

@@ -218,3 +218,25 @@ def test_the_production_config_has_the_numbers_of_the_paper():
     assert clustered
     for seeds in clustered:
         assert (seeds.min_seed_images, seeds.images_per_cluster, seeds.max_images) == (3, 10_000, 1_000_000)
+
+
+def test_a_preset_gives_the_encoder_and_the_side_may_be_another(tmp_path):
+    preset = load(tmp_path, "embed: {preset: dinov2-vits14}").embed
+    larger = load(tmp_path, "embed: {preset: dinov2-vits14}", "embed.side_px=518").embed
+
+    assert (preset.model, preset.weights) == ("vit_small_patch14_reg4_dinov2.lvd142m", "hub")
+    assert (preset.features, preset.side_px, larger.side_px) == ("cls", 224, 518)
+    assert load(tmp_path, config.dump(RunConfig(embed=larger))).embed == larger
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("embed: {preset: dinov9}", "there is no preset dinov9; presets: "),
+        ("embed: {preset: dinov2-vits14, model: test_vit}", "leave one of them out"),
+        ("embed: {preset: dinov2-vits14, weights: a.pth}", "preset dinov2-vits14 has weights hub"),
+    ],
+)
+def test_a_preset_that_does_not_exist_or_is_contradicted_is_an_error(tmp_path, text, says):
+    with pytest.raises(ConfigError, match=says):
+        load(tmp_path, text)

@@ -23,6 +23,8 @@ from curation.models.registry import LOCK_NAME, UNKNOWN_LICENSE, Entry, register
 from curation.models.transport import check_url, redacted
 
 __all__ = [
+    "HF_PREFIX",
+    "TIMM_PREFIX",
     "UNKNOWN_LICENSE",
     "Entry",
     "Located",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+TIMM_PREFIX, HF_PREFIX = "timm:", "hf-hub:"  # weights that are published with a model, see ``hub.py``
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 
@@ -104,7 +107,8 @@ def resolve(
 
     Args:
         name_or_path: A registered name, a file, or a URL that ends in ``#sha256=<64 hex digits>``. A name that is
-            registered wins over a file of that name; write ``./name`` for the file.
+            registered wins over a file of that name; write ``./name`` for the file. ``timm:model`` and
+            ``hf-hub:organisation/name`` are what is published for a model.
         accept_licenses: Non-commercial licences that the user accepts.
         registry: Entries by name; None: those of this package.
         cache_dir: Where downloads lie; None: see ``default_cache_dir``.
@@ -114,6 +118,10 @@ def resolve(
         WeightsError: The file is missing, differs from its digest, cannot be downloaded, or its licence is not
             accepted; the message says what to do.
     """
+    if name_or_path.startswith((TIMM_PREFIX, HF_PREFIX)):
+        from curation.models import hub  # takes torch and timm
+
+        return hub.published(name_or_path, accept_licenses)
     cache_dir = cache_dir or default_cache_dir()
     entries = _entries(registry)
     if name_or_path not in entries and not is_url(name_or_path):

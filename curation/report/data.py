@@ -106,6 +106,59 @@ class Components:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A cluster of embeddings.
+
+    Attributes:
+        cluster_id: Its number.
+        num_images: Images of the pool in it.
+        seeds: Seed set and how many of its images are in it, largest first; sets without any are left out.
+        nearest: Images nearest to the centroid, nearest first; ``similarity`` is that with the centroid.
+        others: Some of the others, drawn by the run's seed.
+    """
+
+    cluster_id: int
+    num_images: int
+    seeds: tuple[tuple[str, int], ...]
+    nearest: tuple[Member, ...]
+    others: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The clusters of the pool.
+
+    Attributes:
+        num_clusters: Centroids.
+        num_empty: Those without images of the pool.
+        bins: Sizes of the others, in powers of two; components are clusters here.
+        largest: The largest, largest first.
+        drawn: Some of the others, drawn by the run's seed, by number.
+    """
+
+    num_clusters: int
+    num_empty: int
+    bins: tuple[SizeBin, ...]
+    largest: tuple[Cluster, ...]
+    drawn: tuple[Cluster, ...]
+
+
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """A picture of the embeddings' first two principal components.
+
+    Attributes:
+        png: The picture.
+        collections: Name, number of dots and colour (``#rrggbb``) of each collection.
+        explained: Share of the sample's variance along both axes, in [0, 1].
+    """
+
+    png: bytes
+    collections: tuple[tuple[str, int, str], ...]
+    explained: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything on the page.
 
@@ -118,6 +171,8 @@ class ReportData:
         seeds: Seed sets; empty if there are none.
         components: Near-duplicates, or None before ``dedup`` is finished.
         threshold: Cosine above which two images are near-duplicates.
+        clusters: Clusters, or None before ``cluster`` is finished.
+        embedding_map: Embeddings as dots, or None before ``embed`` is finished.
     """
 
     title: str
@@ -128,3 +183,5 @@ class ReportData:
     seeds: tuple[SeedRow, ...]
     components: Components | None
     threshold: float
+    clusters: Clusters | None = None
+    embedding_map: EmbeddingMap | None = None

@@ -1,8 +1,9 @@
 """The report's part on near-duplicates: sizes of components, and the largest with thumbnails."""
 
 import base64
+from collections.abc import Sequence
 
-from curation.report.data import Component, Components, Member, ReportData, SizeBin
+from curation.report.data import Component, Member, ReportData, SizeBin
 from curation.report.markup import Markup, element, joined, text
 from curation.report.words import counted
 
@@ -22,7 +23,7 @@ def near_duplicates(report: ReportData) -> Markup:
         f"Images of the pool with a cosine above {report.threshold:g} are linked, and what hangs together is one "
         f"component, of which one image is kept. {counted(found.num_singles, 'image')} stand alone."
     )
-    content = [title, element("p", about), _histogram(found)]
+    content = [title, element("p", about), histogram(found.bins, "component")]
     if found.largest:
         content.append(element("h3", f"The {len(found.largest)} largest components"))
         content.append(
@@ -37,14 +38,15 @@ def near_duplicates(report: ReportData) -> Markup:
     return element("section", *content)
 
 
-def _histogram(found: Components) -> Markup:
-    if not found.bins:
+def histogram(bins: Sequence[SizeBin], what: str) -> Markup:
+    """Return bars: how many groups, called ``what``, there are of each size."""
+    if not bins:
         return Markup("")
-    most = max(entry.num_components for entry in found.bins)
+    most = max(entry.num_components for entry in bins)
     bars: list[str] = []
-    for entry in found.bins:
+    for entry in bins:
         width = f"width:{100 * entry.num_components / most:.4f}%"
-        numbers = f"{counted(entry.num_components, 'component')}, {counted(entry.num_images, 'image')}"
+        numbers = f"{counted(entry.num_components, what)}, {counted(entry.num_images, 'image')}"
         bars += [
             element("div", _sizes(entry), class_="name"),
             element("div", element("div", class_="kept", style=width) if entry.num_components else "", class_="track"),
@@ -55,7 +57,7 @@ def _histogram(found: Components) -> Markup:
 
 def _sizes(entry: SizeBin) -> str:
     if entry.smallest == entry.largest:
-        return f"{entry.smallest:,} images"
+        return counted(entry.smallest, "image")
     return f"{entry.smallest:,} to {entry.largest:,}"
 
 
@@ -76,12 +78,22 @@ def _component(component: Component) -> Markup:
 
 def _figure(member: Member) -> Markup:
     is_first = member.copy_of is None
+    facts = "representative" if is_first else similarity_text(member)
+    return figure(member, facts, "first" if is_first else "other")
+
+
+def similarity_text(member: Member) -> str:
+    """Return the similarity with three decimals, or a dash."""
+    return "–" if member.similarity is None else f"{member.similarity:.3f}"
+
+
+def figure(member: Member, facts: str, class_: str) -> Markup:
+    """Return an image's thumbnail, if it may be shown, with its fate and address."""
     if member.thumbnail is None:
         picture: Markup = element("span", "no picture")
     else:
         data = base64.b64encode(member.thumbnail).decode("ascii")
         picture = Markup(f'<img alt="image {text(member.image_id)}" src="data:image/jpeg;base64,{data}">')
-    facts = "representative" if is_first else f"{member.similarity:.3f}" if member.similarity is not None else "–"
     fate = member.reason or "kept"
     caption = [
         element("b", facts),
@@ -90,8 +102,5 @@ def _figure(member: Member) -> Markup:
         element("span", element("bdi", member.url), class_="url", title=member.url) if member.url else "",
     ]
     return element(
-        "figure",
-        element("div", picture, class_="pic"),
-        element("figcaption", joined(caption)),
-        class_="first" if is_first else "other",
+        "figure", element("div", picture, class_="pic"), element("figcaption", joined(caption)), class_=class_
     )

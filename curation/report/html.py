@@ -6,6 +6,7 @@ Its policy forbids scripts and everything from elsewhere; addresses of images ar
 from collections.abc import Iterator
 from importlib import resources
 
+from curation.report.clusters import clusters
 from curation.report.data import ReportData
 from curation.report.gallery import near_duplicates
 from curation.report.markup import Markup, element, joined, table, text
@@ -19,7 +20,14 @@ def render(report: ReportData) -> str:
     """Return the page."""
     css = (resources.files("curation.report") / "report.css").read_text(encoding="utf-8")
     body = (_head(report), _facts(report), _funnels(report), _reasons(report), _seeds(report))
-    rest = (near_duplicates(report), _fetching(report), _stages(report), _models(report), _settings(report))
+    rest = (
+        near_duplicates(report),
+        clusters(report),
+        _fetching(report),
+        _stages(report),
+        _models(report),
+        _settings(report),
+    )
     foot = element("footer", f"Made by curation {report.overview.version}.")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

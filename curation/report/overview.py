@@ -164,6 +164,42 @@ class ManifestOverview:
 
 
 @dataclass(frozen=True)
+class DriftOverview:
+    """How new images of the pool lie in clusters that were fitted without them.
+
+    Attributes:
+        is_sample: Whether only a sample of the images was compared: the pool is large.
+        num_compared: Images of the pool that were looked at.
+        num_new_images: Those that were not there when the centroids were fitted.
+        mean_similarity: Mean cosine of new images with their centroids; None where there are none.
+        fitted_mean_similarity: That of the images that were there at the fit.
+        share_change: Total variation distance of the clusters' shares of images, in [0, 1].
+        share_change_by_chance: What as many images drawn from those at the fit would show in the mean.
+    """
+
+    is_sample: bool
+    num_compared: int
+    num_new_images: int
+    mean_similarity: float | None
+    fitted_mean_similarity: float | None
+    share_change: float | None
+    share_change_by_chance: float | None
+
+    def text(self) -> str:
+        """Return one line."""
+        of = f"{counted(self.num_compared, 'image')}{' of a sample' if self.is_sample else ''}"
+        if not self.num_new_images:
+            return f"none of {of} is newer than the centroids"
+        head = f"{self.num_new_images:,} of {of} are newer than the centroids"
+        if self.mean_similarity is None or self.fitted_mean_similarity is None or self.share_change is None:
+            return f"{head}; there was none at the fit to compare them with"
+        return (
+            f"{head}: mean similarity {self.mean_similarity:.3f} ({self.fitted_mean_similarity:.3f} at the fit), "
+            f"shares of clusters moved by {self.share_change:.3f} ({self.share_change_by_chance:.3f} by chance)"
+        )
+
+
+@dataclass(frozen=True)
 class Overview:
     """How a run stands."""
 
@@ -172,6 +208,7 @@ class Overview:
     stages: tuple[StageOverview, ...]
     collections: tuple[CollectionOverview, ...]
     manifest: ManifestOverview | None = None
+    drift: DriftOverview | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can hold."""
@@ -197,6 +234,8 @@ class Overview:
         else:
             outdated = "" if self.manifest.current else "  (outdated: run again)"
             yield f"manifest  {counted(self.manifest.num_images, 'image')}, digest {self.manifest.digest}{outdated}"
+        if self.drift is not None:
+            yield f"clusters  {self.drift.text()}"
 
     def _stages(self) -> Iterator[str]:
         rows = [("stage", "step", "done", "stale", "left", "rows", "work", "rows/s")]

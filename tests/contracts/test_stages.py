@@ -108,6 +108,9 @@ def test_the_help_lists_the_stages_of_the_plan():
 # -- every setting shapes an output, or is known not to -------------------------------------------------------------
 
 OTHER = {  # values that are other than the default, and allowed
+    "embed.preset": "dinov2-vits14",
+    "embed.features": "pooled",
+    "embed.precision": "bf16",
     "embed.side_px": 64,
     "sscd.side_px": 64,
     "sscd.precision": "bf16",

@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from curation.config import EmbedConfig
 from curation.errors import WeightsError
 from curation.models import torchvision_shim
 from curation.models.encoder import ImageEncoder
-from curation.models.hub import is_non_commercial, license_in_card, load_published
+from curation.models.hub import is_non_commercial, license_in_card, published
+from curation.models.weights import resolve
 
 torch = pytest.importorskip("torch")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -97,61 +99,64 @@ def client(hub, tmp_path, monkeypatch):
 def test_a_model_of_a_hub_loads_and_offline_it_loads_from_the_cache(client, monkeypatch):
     client.files["README.md"] = b"---\nlicense: apache-2.0\ntags: [timm]\n---\n# Tiny\n"
 
-    first = ImageEncoder("hf-hub:lab/tiny", None, batch_size=1, side_px=160)
+    config = EmbedConfig(model="hf-hub:lab/tiny", weights="hub", batch_size=1, side_px=160)
+    weights = resolve("hf-hub:lab/tiny")
+    first = ImageEncoder(config, weights)
     asked = len(client.asked)
     monkeypatch.setenv("CURATION_OFFLINE", "1")
-    offline = ImageEncoder("hf-hub:lab/tiny", None, batch_size=1, side_px=160)
+    offline = ImageEncoder(config, resolve("hf-hub:lab/tiny"))
 
     assert (first.license, first.dim) == ("apache-2.0", 64)
     assert offline.identity == first.identity
+    assert weights.sha256 == hashlib.sha256(client.files["model.safetensors"]).hexdigest()
     assert len(client.asked) == asked > 0
 
 
 def test_a_licence_decides_before_any_weights_are_read(client):
     client.files["README.md"] = b"---\nlicense: cc-by-nc-4.0\n---\n"
     with pytest.raises(WeightsError, match=r"non-commercial licence cc-by-nc-4\.0"):
-        load_published("hf-hub:lab/tiny", [])
+        published("hf-hub:lab/tiny", [])
     assert not any("safetensors" in path or ".bin" in path for path in client.asked)
 
-    assert load_published("hf-hub:lab/tiny", ["CC-BY-NC-4.0"])[2] == "cc-by-nc-4.0"
+    assert published("hf-hub:lab/tiny", ["CC-BY-NC-4.0"]).license == "cc-by-nc-4.0"
 
 
 def test_a_licence_that_is_stated_nowhere_is_refused_until_accepted(client):
     with pytest.raises(WeightsError, match="states no licence"):
-        load_published("hf-hub:lab/tiny", [])
+        published("hf-hub:lab/tiny", [])
 
-    assert load_published("hf-hub:lab/tiny", ["unknown"])[2] == "unknown"
+    assert published("hf-hub:lab/tiny", ["unknown"]).license == "unknown"
 
 
 def test_offline_without_a_cached_model_is_a_clear_error(client, monkeypatch):
     monkeypatch.setenv("CURATION_OFFLINE", "1")
 
     with pytest.raises(WeightsError, match=r"hf-hub:lab/tiny.*CURATION_OFFLINE=1 forbids to download"):
-        load_published("hf-hub:lab/tiny", [])
+        published("hf-hub:lab/tiny", [])
     assert client.asked == []
 
 
 def test_a_repository_of_something_else_is_a_clear_error(client):
     client.files["README.md"] = b"---\nlicense: mit\n---\n"
     client.files["model.safetensors"] = b"\x80\x04not tensors"
-    with pytest.raises(WeightsError, match="cannot be made with weights from the hub"):
-        load_published("hf-hub:lab/tiny", [])
-    with pytest.raises(WeightsError, match="cannot be made with weights from the hub"):
-        load_published("hf-hub:lab/other", [])
+    with pytest.raises(WeightsError, match="cannot be read as tensors"):
+        ImageEncoder(EmbedConfig(model="hf-hub:lab/tiny", weights="hub"), published("hf-hub:lab/tiny", []))
+    with pytest.raises(WeightsError, match="no weights from the hub"):
+        published("hf-hub:lab/other", [])
     with pytest.raises(WeightsError, match="write hf-hub:organisation/name"):
-        load_published("hf-hub:../../etc", [])
+        published("hf-hub:../../etc", [])
 
 
 def test_an_architecture_that_timm_does_not_know_is_a_clear_error(client):
     client.files["config.json"] = b'{"architecture": "no_such_network", "pretrained_cfg": {}}'
 
     with pytest.raises(WeightsError, match="does not know its architecture"):
-        load_published("hf-hub:lab/tiny", [])
+        published("hf-hub:lab/tiny", [])
 
 
 def test_the_clients_own_variables_lead_to_the_hub(hub, tmp_path):
     hub.files["README.md"] = b"---\nlicense: mit\n---\n"
-    script = "from curation.models.hub import load_published as l; print(l('hf-hub:lab/tiny', [])[1:])"
+    script = "from curation.models.hub import published; print(published('hf-hub:lab/tiny', []).license)"
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     kept |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -159,7 +164,15 @@ def test_the_clients_own_variables_lead_to_the_hub(hub, tmp_path):
     )
 
     assert done.returncode == 0, done.stderr
-    assert "'mit'" in done.stdout
+    assert "mit" in done.stdout.split()
+
+
+def test_an_agreement_is_refused_until_somebody_has_named_it(client):
+    client.files["README.md"] = b"---\nlicense: other\nlicense_name: dinov3-license\n---\n"
+    with pytest.raises(WeightsError, match="dinov3-license is an agreement"):
+        published("hf-hub:lab/tiny", [])
+
+    assert published("hf-hub:lab/tiny", ["DINOv3-license"]).license == "dinov3-license"
 
 
 def test_a_url_only_model_is_not_downloaded_offline(tmp_path, monkeypatch):
@@ -171,7 +184,7 @@ def test_a_url_only_model_is_not_downloaded_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     with pytest.raises(WeightsError, match="CURATION_OFFLINE=1 forbids"):
-        load_published("vit_huge_patch16_gap_448.in1k_ijepa", ["cc-by-nc-4.0"])
+        published("timm:vit_huge_patch16_gap_448.in1k_ijepa", ["cc-by-nc-4.0"])
 
 
 @pytest.mark.parametrize(

@@ -252,10 +252,13 @@ def test_shards_that_are_no_more_leave_nothing_behind(bring, tree, tmp_path):
     [
         ({"nsfw": {"weights": "nosuch"}}, WeightsError, "nosuch"),
         ({"embed": {"weights": "/nowhere/weights.pt"}}, WeightsError, "/nowhere/weights.pt"),
+        ({"embed": {"model": "no_such_model"}}, WeightsError, "timm .* knows no such model"),
+        ({"embed": {"features": "cls"}}, WeightsError, "has no class token"),
+        ({"embed": {"model": "vit_small_patch16_224", "side_px": 100}}, WeightsError, "use 96"),
         ({"manifest": {"exclude": {"urls": ["/nowhere/list.txt"]}}}, InputError, "/nowhere/list.txt"),
         ({"pool": {"inputs": []}}, ConfigError, "pool.inputs"),
     ],
-    ids=["weights name", "weights path", "exclude list", "no inputs"],
+    ids=["weights name", "weights path", "encoder", "features", "side", "exclude list", "no inputs"],
 )
 def test_what_is_missing_is_said_before_any_work(tmp_path, bring, tree, changes, error, says):
     with pytest.raises(error, match=says) as caught:

@@ -1,16 +1,21 @@
 """One image step on one shard: a row for every row, bytes from the right place, and the same answer for any threads."""
 
+import io
 import shutil
 import tarfile
+import threading
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 
 from curation import schema
 from curation.config import RunConfig, parse
 from curation.errors import StageError
+from curation.pipelines import image_pass
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request
 from curation.pipelines.image_pass import encoded
@@ -169,3 +174,37 @@ def test_references_are_read_in_place_and_a_changed_one_is_said(blurred, tree, i
     store.commit("references/test", "crawl", 0, moved, {"fingerprint": "f"})
     with pytest.raises(StageError, match=r"0\.jpg has changed or gone since it was fetched"):
         list(encoded(context, PLAN.step("sscd"), "references/test", 0, np.arange(2)))
+
+
+def test_the_next_batch_is_decoded_while_the_model_works(tmp_path):
+    """The model waits inside its first batch until the second one is prepared: with less decoded ahead it never is."""
+    batch, count = 8, threading.Condition()
+    prepared, seen = [], []
+
+    class Resizing:
+        name, version, batch_size, min_side_px = "embed", 1, batch, 16
+        writes = schema.embed(2)
+
+        def prepare(self, image):
+            with count:
+                prepared.append(image.row)
+                count.notify_all()
+            return image.row
+
+        def __call__(self, rows):
+            with count:
+                seen.append(count.wait_for(lambda: len(prepared) >= min(len(seen) * batch + 2 * batch, 24), timeout=60))
+            return {"embedding": np.zeros((len(rows), 2), np.float16)}
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "JPEG")
+    config = parse(RunConfig, {}, "test")
+    empty = Resizing.writes.schema.empty_table()
+    part = image_pass._Part(PLAN.step("embed"), Resizing(), frozenset(range(24)), empty)
+    ids = pa.chunked_array([[f"{row:032x}" for row in range(24)]])
+    source = ((row, buffer.getvalue()) for row in range(24))
+
+    image_pass._compute(Context(Run(tmp_path), config), [part], source, ids)
+
+    assert seen == [True, True, True]
+    assert part.rows == list(range(24))

@@ -19,7 +19,6 @@ from curation.config import RunConfig, parse
 from curation.errors import CorruptError
 from curation.fingerprint import fingerprint
 from curation.pipelines import tallies
-from curation.pipelines.components import THUMBNAIL_PX
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import image_id
@@ -27,12 +26,14 @@ from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.overview import overview, report_data, write_report
 from curation.pipelines.plan import Plan
 from curation.pipelines.tallies import HostTally
+from curation.pipelines.thumbnails import THUMBNAIL_PX
 from curation.pipelines.units import crawl_marker
 from curation.pipelines.work import execute
 from curation.report.overview import CollectionOverview, Overview, StepOverview
 from curation.store import Marker, Run
 from curation.tars import TarWriter
 
+REAL = ("nsfw_verdict", "faces_verdict", "pca_hash_verdict", "cluster_baseline", "cluster_summary", "manifest_verdict")
 HOSTILE = "https://a.example/<script>alert(1)</script>\"'><img src=x onerror=alert(2)>.jpg"
 RAW_COLOUR = (250, 0, 250)
 
@@ -101,7 +102,7 @@ class Made:
     def through(self, last: str, shards: int = 2) -> "Made":
         """Finish the steps up to ``last``; of that one only the first shards."""
         for step in self.plan.steps:
-            if step.name in ("nsfw_verdict", "faces_verdict", "pca_hash_verdict", "manifest_verdict"):
+            if step.name in REAL:
                 for found in list(assess(self.context, self.plan, step)):
                     execute(self.context, self.plan, found.unit)
             elif step.kind == "crawl":
@@ -187,6 +188,11 @@ class Made:
         found = {"reject_reason": reason, "duplicate_of": copy_id, "similarity": similarity}
         return {**found, "component_id": ident(component), "component_size": size}
 
+    def _cluster(self, index: int, row: Any) -> dict[str, Any]:
+        if row[4] is None or row[4][0] is not None:
+            return {} if not row[1].startswith("file:") else {"cluster_id": 1, "cluster_similarity": 0.5}
+        return {"cluster_id": 1, "cluster_similarity": 0.4 + index / 10}
+
     def _retrieve(self, index: int, row: Any) -> dict[str, Any]:
         if row[0] in "ah" and row[4] is not None:
             return {"seeds": ["s"], "nominal_count": 2, "seed_image_id": ident("s1"), "seed_similarity": 0.5}
@@ -262,7 +268,7 @@ def test_a_run_in_an_object_store_looks_the_same(finished: Made, tmp_path: Path)
 
     assert (there.collections, there.manifest) == (here.collections, here.manifest)
     assert write_report(stored.context, stored.plan) == "memory://overview/run/report.html"
-    assert len(pictures(stored.run.read_bytes("report.html").decode())) == 5
+    assert len(pictures(stored.run.read_bytes("report.html").decode())) == 7
 
 
 def test_an_overview_writes_nothing(finished: Made, tmp_path: Path) -> None:
@@ -468,7 +474,7 @@ def test_thumbnails_are_small_and_made_from_blurred_images_only(finished: Made) 
     page = Path(write_report(finished.context, finished.plan)).read_text()
 
     shown = pictures(page)
-    assert len(shown) == 5
+    assert len(shown) == 7  # 5 of components, 2 of clusters
     for picture in shown:
         assert max(picture.size) <= THUMBNAIL_PX
         red, green, _ = np.asarray(picture.convert("RGB")).mean(axis=(0, 1))
@@ -482,7 +488,7 @@ def test_an_image_without_blurred_bytes_has_no_picture(finished: Made) -> None:
     page = Path(write_report(finished.context, finished.plan)).read_text()
 
     assert not pictures(page)
-    assert page.count("no picture") == 6
+    assert page.count("no picture") == 9  # 6 of components, 3 of clusters
 
 
 def test_blurred_bytes_that_are_not_what_the_table_says_are_not_shown(finished: Made) -> None:
@@ -513,3 +519,27 @@ def test_a_hostile_address_is_only_text(finished: Made) -> None:
     assert "<img src=x" not in page
     assert "default-src &#x27;none&#x27;" in page
     assert not re.search(r"""(?:src|href)=["'](?!data:image/jpeg;base64,)""", page)
+
+
+def test_the_report_shows_clusters_of_what_may_be_shown(finished_folder: Path) -> None:
+    found = report_data(Made(finished_folder).context, Made(finished_folder).plan).clusters
+
+    assert found is not None
+    assert (found.num_clusters, found.num_empty, len(found.drawn)) == (2, 1, 0)
+    (cluster,) = found.largest
+    assert (cluster.cluster_id, cluster.num_images, cluster.seeds) == (1, 3, (("s", 2),))
+    assert [member.image_id for member in cluster.nearest] == [ident("h"), ident("a"), ident("g")]
+    assert [member.similarity for member in cluster.nearest] == pytest.approx([0.5, 0.4, 0.4])
+    hidden, *shown = cluster.nearest
+    assert (hidden.reason, hidden.thumbnail, hidden.url) == ("excluded_id", None, "")
+    assert all(member.thumbnail is not None for member in shown)
+    assert cluster.others == ()
+
+
+def test_status_says_how_new_images_lie_in_the_clusters(finished_folder: Path) -> None:
+    found = Made(finished_folder).overview()
+
+    assert found.drift is not None
+    assert (found.drift.num_compared, found.drift.num_new_images) == (3, 0)
+    assert "clusters  none of 3 images is newer than the centroids" in found.lines()
+    json.dumps(found.as_dict())

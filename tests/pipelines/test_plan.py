@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from curation.config import RunConfig
+from curation.config import RunConfig, parse
 from curation.errors import ConfigError, PlanError, UsageError
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.plan import Plan, Step
@@ -99,3 +99,29 @@ def test_resources_of_unknown_stages_are_all_refused():
         build_plan(config)
 
     assert [problem.split(":")[0] for problem in caught.value.problems] == ["resources.nosuch", "resources.other"]
+
+
+@pytest.mark.parametrize(
+    ("embed", "weights"),
+    [
+        ({}, "efficientnet-lite0"),
+        ({"preset": "dinov2-vits14"}, "timm:vit_small_patch14_reg4_dinov2.lvd142m"),
+        ({"model": "hf-hub:lab/tiny", "weights": "hub"}, "hf-hub:lab/tiny"),
+    ],
+)
+def test_the_encoders_weights_have_a_name_wherever_they_come_from(embed, weights) -> None:
+    config = parse(RunConfig, {"embed": embed}, "test")
+    plan = build_plan(config)
+
+    assert [plan.step(name).weights(config) for name in ("embed", "cluster_fit")] == [(weights,)] * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"side_px": 192}, {"features": "pooled"}, {"precision": "bf16"}, {"channels_last": False}, {"compile": True}],
+)
+def test_what_changes_features_is_part_of_their_fingerprint(change) -> None:
+    config, changed = (parse(RunConfig, {"embed": embed}, "test") for embed in ({}, change))
+    step = build_plan(config).step("embed")
+
+    assert step.settings(config, "pool") != step.settings(changed, "pool")

@@ -2,11 +2,23 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-from curation.report.data import Component, Components, Member, ReportData, SeedRow, SizeBin, WeightsUse
+from curation.report.data import (
+    Cluster,
+    Clusters,
+    Component,
+    Components,
+    EmbeddingMap,
+    Member,
+    ReportData,
+    SeedRow,
+    SizeBin,
+    WeightsUse,
+)
 from curation.report.html import render
 from curation.report.markup import Markup, element, text
 from curation.report.overview import (
     CollectionOverview,
+    DriftOverview,
     FetchOverview,
     FunnelEntry,
     HostOverview,
@@ -34,6 +46,7 @@ def report(attack: str = "plain") -> ReportData:
     overview = Overview(
         attack, "1.0", (StageOverview("fetch", (step,)),), (pool,), ManifestOverview(attack, 12, attack, current=False)
     )
+    overview = replace(overview, drift=DriftOverview(False, 500, 80, 0.5, 0.6, 0.2, 0.1))
     member = Member(attack, attack, attack, attack, 0.7, b"\xff\xd8")
     return ReportData(
         attack,
@@ -44,6 +57,8 @@ def report(attack: str = "plain") -> ReportData:
         (SeedRow(attack, "sample, k = 4", 10, 40, 39, 12),),
         Components(7, (SizeBin(2, 2, 3, 6),), (Component(attack, 30, (member,)),)),
         0.6,
+        Clusters(9, 2, (SizeBin(1, 1, 3, 3),), (Cluster(4, 30, ((attack, 2),), (member,), (member,)),), ()),
+        EmbeddingMap(b"\x89PNG", ((attack, 7, "#d55e00"),), 0.25),
     )
 
 
@@ -90,13 +105,24 @@ def test_reasons_come_with_their_meaning() -> None:
 
 def test_a_page_says_what_is_outdated_incomplete_and_missing() -> None:
     page = render(report())
-    bare = render(replace(report(), components=None, seeds=()))
+    bare = render(replace(report(), components=None, seeds=(), clusters=None, embedding_map=None))
 
     assert "The manifest is outdated" in page
     assert "lower bounds" in page
     assert "and 29 more" in page
     assert "The dedup stage is not finished" in bare
     assert "Seed sets" not in bare
+    assert "The cluster stage is not finished" in bare
+
+
+def test_clusters_come_with_their_drift_and_seeds() -> None:
+    page = render(report())
+
+    assert "9 centroids, 2 of them without an image of the pool" in page
+    assert "80 of 500 images are newer than the centroids: mean similarity 0.500 (0.600 at the fit)" in page
+    assert "shares of clusters moved by 0.200 (0.100 by chance)" in page
+    assert "seed images: plain 2" in page
+    assert "and 28 more" in page
 
 
 def test_markup_is_not_escaped_twice_and_text_always_is() -> None:

@@ -115,7 +115,10 @@ class SmallestRanks:
         )
         order = np.lexsort((both.keys[:, 1], both.keys[:, 0], both.ranks))
         if self.distinct:
-            order = order[_first_of_each(both.rows[order])]
+            # Comparing rows costs more than all else: where enough of the first ones differ, the others do not matter.
+            head = order[: 2 * self.size]
+            distinct = head[_first_of_each(both.rows[head])]
+            order = distinct if len(distinct) >= self.size else order[_first_of_each(both.rows[order])]
         kept = _take(both, order[: self.size])
         self._parts, self._num_pending = [kept], 0
         if len(kept.rows) == self.size:

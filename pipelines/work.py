@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from curation.errors import CurationError, StageError
 from curation.fingerprint import fingerprint
-from curation.pipelines import image_pass, ingest
+from curation.pipelines import image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Done, Unit, shard_markers
@@ -40,6 +40,9 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
                 num_rows, num_computed = image_pass.run(context, plan, step, unit)
             elif step.kind == "map":
                 num_rows = num_computed = _map(context, plan, step, unit)
+            elif unit.part is not None:
+                stage = context.once(f"stage:{step.name}", lambda: step.make(context))
+                num_rows = num_computed = kmeans_part.work(context, Inputs(context, plan, step).shards, stage, unit)
             else:
                 num_rows = num_computed = _reduce(context, plan, step, unit)
     except (CurationError, InterruptedError):
@@ -69,7 +72,7 @@ def _map(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
 
 def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
     start = time.monotonic()
-    inputs = _Inputs(context, plan, step)
+    inputs = Inputs(context, plan, step)
     total = num_shards = 0
     digests = {}
     with tempfile.TemporaryDirectory(prefix=f"curation-{step.name}-") as folder:
@@ -86,20 +89,33 @@ def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
         except StageError:
             _keep_evidence(context, step, Path(folder))
             raise
-        files = {name: Path(folder) / name for name in step.makes}
-        for name, path in sorted(files.items()):
-            digests[name] = _file_digest(path)
-        made = Marker(
-            fingerprint=unit.fingerprint,
-            digest=fingerprint(digests),
-            num_rows=total,
-            files={},
-            inputs=unit.inputs,
-            num_shards=num_shards,
-            seconds=time.monotonic() - start,
-        )
-        context.run.commit_artefacts(step.name, files, made)
+        commit_artefacts(context, step, unit, Path(folder), start, digests, total, num_shards)
     return total
+
+
+def commit_artefacts(
+    context: Context,
+    step: Step,
+    unit: Unit,
+    folder: Path,
+    start: float,
+    digests: Mapping[str, str],
+    num_rows: int = 0,
+    num_shards: int = 0,
+) -> None:
+    """Commit what a reduce has left in ``folder``: its artefacts, and the marker that says that it is done."""
+    files = {name: folder / name for name in step.makes}
+    digests = {**digests, **{name: _file_digest(path) for name, path in sorted(files.items())}}
+    made = Marker(
+        fingerprint=unit.fingerprint,
+        digest=fingerprint(digests),
+        num_rows=num_rows,
+        files={},
+        inputs=unit.inputs,
+        num_shards=num_shards,
+        seconds=time.monotonic() - start,
+    )
+    context.run.commit_artefacts(step.name, files, made)
 
 
 def _keep_evidence(context: Context, step: Step, folder: Path) -> None:
@@ -109,7 +125,7 @@ def _keep_evidence(context: Context, step: Step, folder: Path) -> None:
             context.run.write_bytes(f"stopped/{step.name}/{name}", (folder / name).read_bytes())
 
 
-class _Inputs:
+class Inputs:
     """``curation.stage.ReduceInputs`` over a run."""
 
     def __init__(self, context: Context, plan: Plan, step: Step) -> None:
@@ -119,15 +135,20 @@ class _Inputs:
         self._rows: dict[tuple[str, int], int] = {}
 
     def collections(self, kind: str) -> list[str]:
+        """Return the collections of a kind."""
         return self._context.collections(kind) if kind in self._step.collections else []
 
     def artefacts(self, step: str) -> Path:
+        """Return a folder with what an earlier step made."""
         return self._context.artefacts(step)
 
-    def shards(self, collection: str) -> Iterator[ShardView]:
+    def shards(self, collection: str, only: Collection[int] | None = None) -> Iterator[ShardView]:
+        """Yield the shards of a collection in order, or some of them."""
         context, run = self._context, self._context.run
         verdicts = self._step.existing(self._step.after, collection, self._plan)
         for shard, marker in shard_markers(context, collection).items():
+            if only is not None and shard not in only:
+                continue
             num_rows = self._rows[collection, shard] = marker.num_rows
             blurred = run.marker(collection, "faces", shard) if self._step.locations else None
 
@@ -148,6 +169,7 @@ class _Inputs:
             )
 
     def num_rows(self, collection: str, shard: int) -> int:
+        """Return the number of rows of a shard."""
         if (collection, shard) not in self._rows:
             self._rows[collection, shard] = shard_markers(self._context, collection)[shard].num_rows
         return self._rows[collection, shard]

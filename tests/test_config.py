@@ -218,3 +218,17 @@ def test_the_production_config_has_the_numbers_of_the_paper():
     assert clustered
     for seeds in clustered:
         assert (seeds.min_seed_images, seeds.images_per_cluster, seeds.max_images) == (3, 10_000, 1_000_000)
+
+
+@pytest.mark.parametrize("levels", [[100], [50, 50], [20, 30], [0]])
+def test_levels_of_clusters_must_shrink(levels):
+    with pytest.raises(ConfigError, match="cluster"):
+        config.parse(RunConfig, {"cluster": {"num_clusters": 100, "levels": levels}}, "x.yaml")
+
+
+def test_levels_and_a_fit_on_everything_can_be_asked_for():
+    tree = {"cluster": {"num_clusters": 100, "levels": [50, 10], "sample_size": None}}
+    found = config.parse(RunConfig, tree, "x.yaml")
+
+    assert found.cluster.levels == (50, 10)
+    assert found.cluster.sample_size is None

@@ -27,15 +27,15 @@ def zipf():
 @pytest.fixture(scope="module")
 def leaves(zipf):
     vectors, _, keys = zipf
-    return kmeans.fit(lambda: [(vectors, keys)], 1500, 6, seed=0, num_threads=1).vectors
+    return kmeans.fit(lambda: [(vectors, keys)], 1500, 10, seed=2, num_threads=1).vectors
 
 
 def test_balanced_sampling_gives_every_group_about_its_equal_share_where_flat_sampling_does_not(zipf, leaves):
     vectors, label, keys = zipf
-    tree = grow(leaves, (600, 150, 40), 30, seed=0, rounds=10, num_threads=1)
+    tree = grow(leaves, (600, 150, 32), 30, seed=2, rounds=20, num_threads=1)
     numbers, _ = kmeans.assign(vectors, leaves, num_threads=1)
     budget = 40 * GROUPS
-    sample = QuotaSample(shares(np.bincount(numbers, minlength=len(leaves)), tree.parents, budget, seed=0), seed=0)
+    sample = QuotaSample(shares(np.bincount(numbers, minlength=len(leaves)), tree.parents, budget, seed=2), seed=2)
     sample.add(numbers.astype(np.int64), keys)
     chosen = sample.result()
     place = {tuple(key): row for row, key in enumerate(keys.tolist())}

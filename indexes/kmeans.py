@@ -13,7 +13,7 @@ sharding, block and thread count, bit for bit:
   a vector that is farthest from its centroid. Ties: the smallest centroid number, the smallest key.
 
 Memory: 8 * dim bytes a cluster for sums and 4 * dim for centroids, 6 * dim bytes each of ``BATCH_ROWS`` points, and
-16 MiB a thread.
+32 MiB a thread.
 """
 
 import logging

@@ -159,8 +159,9 @@ def _first_of_each(rows: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     if not len(rows):
         return np.empty(0, np.int64)
     flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
-    if flat.dtype.kind == "f":
-        flat = flat + flat.dtype.type(0)  # -0 becomes 0: equal values have equal bytes
+    if flat.dtype.kind == "f":  # -0 becomes 0, so that equal values have equal bytes; float16 arithmetic is 20x slower
+        bits = flat.view(f"u{flat.dtype.itemsize}")
+        flat = np.where(bits == 1 << (8 * flat.dtype.itemsize - 1), bits.dtype.type(0), bits)
     as_bytes = flat.view(np.dtype((np.void, flat.dtype.itemsize * flat.shape[1])))[:, 0]
     _, first = np.unique(as_bytes, return_index=True)
     return np.sort(first)

@@ -3,9 +3,9 @@
 Scores come from NumPy's BLAS, a block at a time, and a compiled scan keeps only centroids whose score is within the
 error bound of the best (see ``preselect.score_error``); of those the exact similarity is taken, in ascending order of
 centroid numbers, so that ties go to the smallest. Threads take blocks of points, each with a BLAS of one thread: all of
-the work scales with them. (Measured, two iterations on 60,000 x 256 points with 1,000 centroids, one thread: ``faiss.Kmeans``
-0.72 s, ``kmeans.fit`` with this 0.72 s. ``faiss.knn`` is as fast only where it is asked for one result, and one result
-does not tell whether another centroid is within the error.)
+the work scales with them. (Measured, two iterations on 60,000 x 256 points with 1,000 centroids, one thread:
+``faiss.Kmeans`` 0.72 s, ``kmeans.fit`` with this 0.72 s. ``faiss.knn`` is as fast only where it is asked for one
+result, and one result does not tell whether another centroid is within the error.)
 """
 
 from collections.abc import Callable, Iterator

@@ -7,6 +7,7 @@ becomes a number), so a quoted ``"0.5"`` is an error and not a surprise.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -258,7 +259,29 @@ class ClusterConfig(Settings):
 
     num_clusters: int = Field(1_000, ge=1, description="k of k-means; at most the number of images is used.")
     iterations: int = Field(20, ge=1, le=1000)
-    sample_size: int = Field(1_000_000, ge=1, description="Images that the centroids are fitted on.")
+    sample_size: int | None = Field(
+        1_000_000, ge=1, description="Images that the centroids are fitted on; null: all that are kept."
+    )
+    levels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description=(
+            "Clusters of each level above the first, from the bottom, such as [10000, 1000]: each level clusters the "
+            "centroids of the one below. Balanced selection shares its images out from the top level down."
+        ),
+    )
+    resampling_rounds: int = Field(
+        10, ge=0, description="How often the clustering of a level above the first is repeated on resampled centroids."
+    )
+    resampled_per_cluster: int | None = Field(
+        None, ge=1, description="Nearest points of each cluster that a repetition sees; null: half of a mean cluster."
+    )
+
+    @model_validator(mode="after")
+    def _shrinking(self) -> Self:
+        sizes = (self.num_clusters, *self.levels)
+        if any(above >= below for below, above in pairwise(sizes)):
+            raise ValueError("levels must be smaller than num_clusters, and each smaller than the one before")
+        return self
 
 
 class RetrieveConfig(Settings):
@@ -269,6 +292,14 @@ class RetrieveConfig(Settings):
         description=(
             "What happens when two seed images of a set retrieve the same pool image. keep_nominal: it counts twice; "
             "next_neighbour: the later one takes its next neighbour."
+        ),
+    )
+    balanced_images: int | None = Field(
+        None,
+        ge=1,
+        description=(
+            "Pool images to select besides what seed sets retrieve, in equal shares for all clusters of the top level, "
+            "and so on below; without seed sets nothing else is selected. null: none."
         ),
     )
 

@@ -67,6 +67,7 @@ URLS = pa.field("urls", pa.list_(pa.string()))  # every URL of the same bytes, s
 SEEDS = pa.field("seeds", pa.list_(pa.string()))  # seed sets that retrieved the image, sorted
 SEED_IMAGE_ID = pa.field("seed_image_id", pa.string())  # the most similar seed image (sample-based retrieval)
 SEED_SIMILARITY = pa.field("seed_similarity", pa.float32())  # cosine with seed_image_id, rounded to 1e-6
+BALANCED = pa.field("balanced", pa.bool_())  # selected by balanced sampling of the clusters; null: not asked for
 NOMINAL_COUNT = pa.field("nominal_count", pa.int32())  # times retrieved, collisions counted
 
 CRAWL = Table("crawl", pa.schema([URL, PAGE_URLS, SOURCE_KIND, SOURCE_PATH, SOURCE_OFFSET, SOURCE_BYTES]))
@@ -88,7 +89,7 @@ FACES_VERDICT = Table("faces_verdict", pa.schema([REJECT_REASON]))
 SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR, SCORE_BIAS]))
 DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPONENT_ID, COMPONENT_SIZE]))
 CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY]))
-RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT]))
+RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT, BALANCED]))
 MANIFEST_VERDICT = Table("manifest_verdict", pa.schema([REJECT_REASON]))
 
 
@@ -127,6 +128,7 @@ MANIFEST = pa.schema(
         SEED_IMAGE_ID,
         SEED_SIMILARITY,
         NOMINAL_COUNT,
+        BALANCED,
     ]
 )
 
@@ -139,7 +141,7 @@ REASONS = {
     "near_duplicate": "a copy of the image that represents its component",
     "reference_copy": "its component copies an image of an evaluation set",
     "seed_copy": "its component copies a seed image that is in the manifest as it is",
-    "not_retrieved": "no seed set retrieved it",
+    "not_retrieved": "no seed set retrieved it, and balanced sampling did not select it",
     "excluded_url": "on a list of manifest.exclude.urls",
     "excluded_domain": "on a list of manifest.exclude.domains",
     "excluded_id": "on a list of manifest.exclude.ids",

@@ -117,6 +117,11 @@ class Run:
         with suppress(FileNotFoundError):
             self.fs.rm_file(self.path(relative))
 
+    def remove_folder(self, relative: str) -> None:
+        """Delete a folder and all below it; it is no error when it is gone already."""
+        with suppress(FileNotFoundError):
+            self.fs.rm(self.path(relative), recursive=True)
+
     @contextmanager
     def create(self, relative: str) -> Iterator[IO[bytes]]:
         """Open a new file for writing from front to back; what an error leaves half written is deleted."""

@@ -12,6 +12,11 @@ exact          all pairs above a threshold, nearest references, best match
 flat           an exact index: add, search, merge, save, load
 components     connected components by a streaming union-find
 sampling       the n smallest hashes of (seed, key)
+assignment     the nearest centroid of each point
+seeding        first centroids, by rounds of k-means++ on a sample
 kmeans         spherical k-means by partial sums
+hierarchy      clusters of clusters, with resampling
+balanced       equal shares for all branches of the hierarchy
+npz            arrays in files
 =============  =======================================================================================
 """

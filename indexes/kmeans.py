@@ -1,41 +1,44 @@
 """Spherical k-means (Dhillon and Modha, 2001) whose result depends on content alone.
 
 An iteration is a sum over shards: ``partial_sums`` of each part with the same centroids, added with
-``PartialSums.merge`` in any order, then one ``update``. ``fit`` does it in one process. The result is the same for any
-order, sharding, block and thread count, bit for bit:
+``PartialSums.merge`` in any order, then one ``advance``. ``fit`` does it in one process, ``curation.pipelines`` on many
+machines; both can save the state after each iteration and go on from it. The result is the same for any order,
+sharding, block and thread count, bit for bit:
 
-- sums of stored float16 rows in float64 are exact (see ``vectors``), and so are counts and the summed similarity,
-  which is
-  counted in whole millionths;
+- sums of stored float16 rows in float64 are exact (see ``vectors``), and so are counts and the summed similarity, which
+  is counted in whole millionths;
 - centroids are float32 multiples of 2^-24, so that similarities with float16 rows are exact too. That moves a value by
-  at
-  most 2^-25, far below float16;
-- the first centroids are the vectors with the smallest hashes of (seed, key); a cluster that has lost all points starts
-  again at a vector that is farthest from its centroid. Ties: the smallest centroid number, the smallest key.
+  at most 2^-25, far below float16;
+- the first centroids come from a sample by hashes, see ``seeding``; a cluster that has lost all points starts again at
+  a vector that is farthest from its centroid. Ties: the smallest centroid number, the smallest key.
+
+Memory: 8 * dim bytes a cluster for sums and 4 * dim for centroids, 6 * dim bytes each of ``BATCH_ROWS`` points, and
+32 MiB a thread.
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import DimensionError, VectorError
+from curation.errors import DimensionError
+from curation.indexes.assignment import Numbers, Workers, nearest_centroids, workers
 from curation.indexes.compiled import compiled
-from curation.indexes.exact import Neighbours, no_neighbours, offer
 from curation.indexes.keys import Keys, check_keys
-from curation.indexes.sampling import HashSample, SmallestRanks
+from curation.indexes.npz import reading
+from curation.indexes.sampling import SmallestRanks
+from curation.indexes.seeding import initial_centroids, on_grid
 from curation.indexes.vectors import PER_UNIT, Singles, Vectors, blocks, check_shape, widen
 
 logger = logging.getLogger(__name__)
 
 Shards = Callable[[], Iterable[tuple[Vectors, Keys]]]
 
-BLOCK_ROWS = 8192
+BATCH_ROWS = 16_384
 MAX_RESEEDED = 1024  # empty clusters that start again in one iteration; more wait for the next
-_GRID = 2.0**24
 _RANK_ZERO = 1 << 32  # rank of similarity 0 among farthest points; a similarity is a few million millionths at most
 
 
@@ -46,17 +49,19 @@ class Iteration:
     Attributes:
         objective: Mean similarity of points with their centroid, in [-1, 1]; more is better.
         num_empty: Clusters without points.
+        num_reseeded: Of these, clusters that start again at a far point.
         imbalance: k * sum(n^2) / sum(n)^2 over cluster sizes n: 1 when all are equal, k when one holds everything.
     """
 
     objective: float
     num_empty: int
+    num_reseeded: int
     imbalance: float
 
 
 @dataclass(frozen=True)
 class Centroids:
-    """A fitted clustering.
+    """A clustering after some iterations: all that the next one needs besides the points.
 
     Attributes:
         vectors: float32 (k, dim), L2-normalised, multiples of 2^-24.
@@ -65,8 +70,25 @@ class Centroids:
     """
 
     vectors: Singles
-    history: tuple[Iteration, ...]
-    converged: bool
+    history: tuple[Iteration, ...] = ()
+    converged: bool = False
+
+    def save(self, path: Path) -> None:
+        """Write an .npz file."""
+        seen = np.array([astuple(iteration) for iteration in self.history], np.float64).reshape(-1, 4)
+        with path.open("wb") as stream:
+            np.savez(stream, vectors=self.vectors, history=seen, converged=np.array(self.converged))
+
+    @classmethod
+    def load(cls, path: Path) -> "Centroids":
+        """Read what ``save`` wrote.
+
+        Raises:
+            CorruptError: The file is missing, cut short or something else.
+        """
+        with reading(path, "a clustering") as found:
+            history = tuple(Iteration(row[0], int(row[1]), int(row[2]), row[3]) for row in found["history"].tolist())
+            return cls(found["vectors"], history, bool(found["converged"]))
 
 
 @dataclass
@@ -97,8 +119,43 @@ class PartialSums:
         self.millionths += other.millionths
         self.farthest.merge(other.farthest)
 
+    def save(self, path: Path) -> None:
+        """Write an .npz file: 8 * k * dim bytes and at most ``MAX_RESEEDED`` vectors."""
+        ranks, keys, rows = self.farthest.result()
+        with path.open("wb") as stream:
+            np.savez(
+                stream,
+                sums=self.sums,
+                counts=self.counts,
+                millionths=np.array(self.millionths),
+                ranks=ranks,
+                keys=keys,
+                rows=rows,
+            )
 
-def fit(shards: Shards, k: int, iterations: int, seed: int, num_threads: int | None = None) -> Centroids:
+    @classmethod
+    def load(cls, path: Path) -> "PartialSums":
+        """Read what ``save`` wrote.
+
+        Raises:
+            CorruptError: The file is missing, cut short or something else.
+        """
+        with reading(path, "partial sums") as found:
+            loaded = cls(found["sums"], found["counts"], int(found["millionths"]))
+            if len(found["keys"]):
+                loaded.farthest.add(found["ranks"], found["keys"], found["rows"])
+            return loaded
+
+
+def fit(
+    shards: Shards,
+    k: int,
+    iterations: int,
+    seed: int,
+    num_threads: int | None = None,
+    resume: Centroids | None = None,
+    on_iteration: Callable[[Centroids], None] = lambda state: None,
+) -> Centroids:
     """Cluster the points of all shards.
 
     Args:
@@ -106,7 +163,9 @@ def fit(shards: Shards, k: int, iterations: int, seed: int, num_threads: int | N
         k: Number of clusters; fewer when there are fewer distinct vectors.
         iterations: At most this many passes of assignment; stops when the centroids no longer change.
         seed: Of the first centroids.
-        num_threads: Threads; None: Faiss's setting and one for sums.
+        num_threads: Threads; None: Faiss's setting.
+        resume: Go on from here, to the same result.
+        on_iteration: Told of the state after each iteration, such as to save it.
 
     Raises:
         DimensionError: ``k`` or ``iterations`` is below 1, or arrays have the wrong shape or dtype.
@@ -114,38 +173,23 @@ def fit(shards: Shards, k: int, iterations: int, seed: int, num_threads: int | N
     """
     if iterations < 1:
         raise DimensionError(f"iterations must be at least 1, got {iterations}")
-    centroids_KD = initial_centroids(shards, k, seed)
-    history: list[Iteration] = []
-    converged = False
-    while len(history) < iterations and not converged:
-        total = PartialSums.empty(*centroids_KD.shape)
-        for vectors_ND, keys_N2 in shards():
-            add_points(total, vectors_ND, keys_N2, centroids_KD, num_threads)
-        updated_KD, iteration = update(centroids_KD, total)
-        history.append(iteration)
-        logger.info("k-means iteration %d: %s", len(history), iteration)
-        converged = np.array_equal(updated_KD, centroids_KD)
-        centroids_KD = updated_KD
-    return Centroids(centroids_KD, tuple(history), converged)
+    state = resume or Centroids(initial_centroids(shards, k, seed, num_threads))
+    while len(state.history) < iterations and not state.converged:
+        total = PartialSums.empty(*state.vectors.shape)
+        with workers(num_threads) as threads:
+            for vectors_ND, keys_N2 in shards():
+                _add_points(total, vectors_ND, keys_N2, state.vectors, threads)
+        state = advance(state, total)
+        on_iteration(state)
+    return state
 
 
-def initial_centroids(shards: Shards, k: int, seed: int) -> Singles:
-    """Return the ``k`` distinct vectors with the smallest hashes of (seed, key) as centroids, or all there are.
-
-    Raises:
-        DimensionError: ``k`` is below 1, or arrays have the wrong shape or dtype.
-        VectorError: A chosen row is not finite or not L2-normalised, or there is no row at all.
-    """
-    if k < 1:
-        raise DimensionError(f"k must be at least 1, got {k}")
-    sample = HashSample(seed, k, distinct=True)
-    for vectors_ND, keys_N2 in shards():
-        check_shape(vectors_ND)
-        sample.add(keys_N2, vectors_ND)
-    chosen = sample.result().rows
-    if not len(chosen):
-        raise VectorError("there is no vector to cluster")
-    return _normalised(widen(chosen).astype(np.float64))
+def advance(state: Centroids, total: PartialSums) -> Centroids:
+    """Return the state after one more iteration, from the sums of all points."""
+    updated_KD, iteration = update(state.vectors, total)
+    history = (*state.history, iteration)
+    logger.info("k-means iteration %d: %s", len(history), asdict(iteration))
+    return Centroids(updated_KD, history, np.array_equal(updated_KD, state.vectors))
 
 
 def partial_sums(
@@ -166,13 +210,19 @@ def add_points(
     total: PartialSums, vectors_ND: Vectors, keys_N2: Keys, centroids_KD: Singles, num_threads: int | None = None
 ) -> None:
     """Like ``partial_sums``, added to ``total`` in place."""
+    with workers(num_threads) as threads:
+        _add_points(total, vectors_ND, keys_N2, centroids_KD, threads)
+
+
+def _add_points(
+    total: PartialSums, vectors_ND: Vectors, keys_N2: Keys, centroids_KD: Singles, threads: Workers
+) -> None:
     check_shape(vectors_ND, centroids_KD.shape[1])
     check_keys(keys_N2, len(vectors_ND))
-    for start, stop in blocks(len(vectors_ND), BLOCK_ROWS):
+    for start, stop in blocks(len(vectors_ND), BATCH_ROWS):
         points_BD = widen(vectors_ND[start:stop], first_row=start)
-        found = _nearest_centroids(points_BD, centroids_KD, num_threads)
-        millionths_B = np.rint(found.similarities[:, 0] * PER_UNIT).astype(np.int64)
-        _sum_by_cluster(total, points_BD, found.rows[:, 0], num_threads or 1)
+        numbers_B, millionths_B = nearest_centroids(points_BD, centroids_KD, threads)
+        _sum_by_cluster(total, points_BD, numbers_B, threads)
         total.millionths += int(millionths_B.sum())
         ranks_B = (millionths_B + _RANK_ZERO).astype(np.uint64)
         total.farthest.add(ranks_B, keys_N2[start:stop], vectors_ND[start:stop])
@@ -187,22 +237,24 @@ def update(centroids_KD: Singles, total: PartialSums) -> tuple[Singles, Iteratio
     num_points = int(total.counts.sum())
     sums_KD = np.where(total.sums.any(axis=1, keepdims=True), total.sums, centroids_KD.astype(np.float64))
     (empty_E,) = np.nonzero(total.counts == 0)
+    num_reseeded = 0
     if num_points and len(empty_E):
         farthest = total.farthest.result().rows
-        reseeded = empty_E[: len(farthest)]
-        sums_KD[reseeded] = farthest[: len(reseeded)]
+        num_reseeded = min(len(empty_E), len(farthest))
+        sums_KD[empty_E[:num_reseeded]] = farthest[:num_reseeded]
     sizes = total.counts.astype(np.float64)
     iteration = Iteration(
         objective=total.millionths / PER_UNIT / max(1, num_points),
         num_empty=len(empty_E),
+        num_reseeded=num_reseeded,
         imbalance=float(len(sizes) * (sizes @ sizes) / max(1, num_points) ** 2),
     )
-    return _normalised(sums_KD), iteration
+    return on_grid(sums_KD), iteration
 
 
 def assign(
     vectors_ND: Vectors, centroids_KD: Singles, num_threads: int | None = None
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+) -> tuple[Numbers, npt.NDArray[np.float32]]:
     """Return each point's centroid number and rounded similarity with it, both (N,).
 
     Raises:
@@ -212,40 +264,21 @@ def assign(
     check_shape(vectors_ND, centroids_KD.shape[1])
     numbers_N = np.empty(len(vectors_ND), np.int32)
     similarities_N = np.empty(len(vectors_ND), np.float32)
-    for start, stop in blocks(len(vectors_ND), BLOCK_ROWS):
-        points_BD = widen(vectors_ND[start:stop], first_row=start)
-        found = _nearest_centroids(points_BD, centroids_KD, num_threads)
-        numbers_N[start:stop] = found.rows[:, 0]
-        similarities_N[start:stop] = found.similarities[:, 0]
+    with workers(num_threads) as threads:
+        for start, stop in blocks(len(vectors_ND), BATCH_ROWS):
+            points_BD = widen(vectors_ND[start:stop], first_row=start)
+            numbers_N[start:stop], millionths_B = nearest_centroids(points_BD, centroids_KD, threads)
+            similarities_N[start:stop] = millionths_B / PER_UNIT
     return numbers_N, similarities_N
 
 
-def _nearest_centroids(points_BD: Singles, centroids_KD: Singles, num_threads: int | None) -> Neighbours:
-    keys_K2 = np.zeros((len(centroids_KD), 2), np.uint64)
-    keys_K2[:, 1] = np.arange(len(centroids_KD))  # ties go to the smallest number
-    best = no_neighbours(len(points_BD), 1)
-    offer(best, points_BD, centroids_KD, keys_K2, 0, num_threads)
-    return best
+def _sum_by_cluster(total: PartialSums, points_BD: Singles, numbers_B: Numbers, threads: Workers) -> None:
+    """Add points to the sums; a thread owns every n-th cluster, so that no two write to one."""
 
+    def work(owner: int) -> None:
+        _sum_owned(total.sums, total.counts, points_BD, numbers_B, owner, threads.num_threads)
 
-def _normalised(sums_KD: npt.NDArray[np.float64]) -> Singles:
-    norms_K1 = np.sqrt((sums_KD * sums_KD).sum(axis=1, keepdims=True))
-    grid_KD: npt.NDArray[np.float64] = np.rint(sums_KD / norms_K1 * _GRID) / _GRID
-    return grid_KD.astype(np.float32)
-
-
-def _sum_by_cluster(total: PartialSums, points_BD: Singles, numbers_B: npt.NDArray[np.int64], num_threads: int) -> None:
-    if num_threads == 1:
-        _sum_owned(total.sums, total.counts, points_BD, numbers_B, 0, 1)
-        return
-    with ThreadPoolExecutor(num_threads) as pool:
-        # A thread owns every num_threads-th cluster, so that no two write to one.
-        done = [
-            pool.submit(_sum_owned, total.sums, total.counts, points_BD, numbers_B, owner, num_threads)
-            for owner in range(num_threads)
-        ]
-        for future in done:
-            future.result()
+    threads.each(work, threads.num_threads)
 
 
 @compiled
@@ -253,7 +286,7 @@ def _sum_owned(
     sums_KD: npt.NDArray[np.float64],
     counts_K: npt.NDArray[np.int64],
     points_BD: Singles,
-    numbers_B: npt.NDArray[np.int64],
+    numbers_B: Numbers,
     owner: int,
     num_owners: int,
 ) -> None:

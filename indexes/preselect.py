@@ -40,6 +40,11 @@ def threads(num_threads: int | None) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
+def default_threads() -> int:
+    """Return how many threads Faiss is set to use."""
+    return int(faiss.omp_get_max_threads())
+
+
 def above(
     queries_QD: Singles, references_ND: Singles, threshold: float, num_threads: int | None = None
 ) -> Iterator[tuple[Rows, Rows]]:

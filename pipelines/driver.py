@@ -11,6 +11,7 @@ from curation import schema
 from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
 from curation.models.weights import registered
+from curation.pipelines import kmeans_rounds
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import Assessed, assess, collections
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
@@ -247,7 +248,8 @@ def _bring_up_step(
         )
         for unit in (found.unit for found in pending)
     ]
-    for done in runner.run(context, plan, step, units):
+    do = kmeans_rounds.run if step.in_rounds else _at_once
+    for done in do(runner, context, plan, step, units):
         on_event(done)
     if step.name == schema.NSFW_VERDICT.name:
         stored = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
@@ -257,6 +259,10 @@ def _bring_up_step(
             )
     if not context.should_stop():
         on_event(StepEnded(step, False, time.monotonic() - start))
+
+
+def _at_once(runner: Runner, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
+    return runner.run(context, plan, step, units)
 
 
 def _shared_passes(

@@ -295,6 +295,7 @@ def _select() -> tuple[Step, ...]:
             after=_UNIQUE,
             makes=ClusterFit.artefacts,
             fitted=True,
+            in_rounds=True,
             settings=lambda config, _: {
                 "cluster": _plain(config.cluster),
                 "seed": config.seed,
@@ -352,7 +353,7 @@ def _select() -> tuple[Step, ...]:
             after=_UNIQUE,
             writes=schema.RETRIEVE,
             writes_for=_POOL,
-            needs=("index",),
+            needs=("index", "cluster_fit"),
             settings=lambda config, _: {
                 "seed": config.seed,
                 "retrieve": _plain(config.retrieve),

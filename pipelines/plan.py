@@ -40,6 +40,7 @@ class Step:
             serve all.
         gate: The verdict that says of each image whether this step may store it, where both share a pass.
         reads_raw: Looks at fetched bytes before they are blurred: once those are gone it cannot be made again.
+        in_rounds: A reduce whose work is split into parts, iteration by iteration, see ``kmeans_rounds``.
         protected: Never redone unless asked for, because its inputs are gone or cost other people something.
         settings: Settings that shape the output, as plain values, for a collection.
         weights: Names of the weights that shape the output.
@@ -64,6 +65,7 @@ class Step:
     shares_pass: tuple[str, ...] = ()
     gate: str = ""
     reads_raw: bool = False
+    in_rounds: bool = False
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)

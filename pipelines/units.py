@@ -9,6 +9,23 @@ from curation.store import Marker
 
 
 @dataclass(frozen=True)
+class Part:
+    """What one worker does of a fit that goes in rounds, see ``kmeans_rounds``.
+
+    Attributes:
+        key: Names the fit.
+        round: 0 gathers the points, the others are iterations.
+        shards: Shards of the pool whose points it has.
+        limit: Up to which hash and key images belong to the sample; None: all do.
+    """
+
+    key: str
+    round: int
+    shards: tuple[int, ...]
+    limit: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Unit:
     """What is to be done, and what its marker will say of its causes.
 
@@ -19,6 +36,7 @@ class Unit:
         inputs: Parts of the fingerprint by name.
         covers: Digest of the verdicts that say which rows are needed.
         anew: Compute every row again, those that are there already too.
+        part: A part of a reduce that goes in rounds; ``shard`` is then the number of the part.
         with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
     """
 
@@ -29,6 +47,7 @@ class Unit:
     covers: str = ""
     anew: bool = False
     with_steps: tuple[str, ...] = ()
+    part: Part | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 from curation.crashes import watch
 from curation.errors import CurationError, StageError
 from curation.fingerprint import fingerprint
-from curation.pipelines import image_pass, ingest
+from curation.pipelines import image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Done, Unit, shard_markers
@@ -42,6 +42,9 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
                 num_rows, num_computed = image_pass.run(context, plan, step, unit)
             elif step.kind == "map":
                 num_rows = num_computed = _map(context, plan, step, unit)
+            elif unit.part is not None:
+                stage = context.once(f"stage:{step.name}", lambda: step.make(context))
+                num_rows = num_computed = kmeans_part.work(context, Inputs(context, plan, step).shards, stage, unit)
             else:
                 num_rows = num_computed = _reduce(context, plan, step, unit)
     except (CurationError, InterruptedError):
@@ -88,20 +91,33 @@ def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
         except StageError:
             _keep_evidence(context, step, Path(folder))
             raise
-        files = {name: Path(folder) / name for name in step.makes}
-        for name, path in sorted(files.items()):
-            digests[name] = _file_digest(path)
-        made = Marker(
-            fingerprint=unit.fingerprint,
-            digest=fingerprint(digests),
-            num_rows=total,
-            files={},
-            inputs=unit.inputs,
-            num_shards=num_shards,
-            seconds=time.monotonic() - start,
-        )
-        context.run.commit_artefacts(step.name, files, made)
+        commit_artefacts(context, step, unit, Path(folder), start, digests, total, num_shards)
     return total
+
+
+def commit_artefacts(
+    context: Context,
+    step: Step,
+    unit: Unit,
+    folder: Path,
+    start: float,
+    digests: Mapping[str, str],
+    num_rows: int = 0,
+    num_shards: int = 0,
+) -> None:
+    """Commit what a reduce has left in ``folder``: its artefacts, and the marker that says that it is done."""
+    files = {name: folder / name for name in step.makes}
+    digests = {**digests, **{name: _file_digest(path) for name, path in sorted(files.items())}}
+    made = Marker(
+        fingerprint=unit.fingerprint,
+        digest=fingerprint(digests),
+        num_rows=num_rows,
+        files={},
+        inputs=unit.inputs,
+        num_shards=num_shards,
+        seconds=time.monotonic() - start,
+    )
+    context.run.commit_artefacts(step.name, files, made)
 
 
 def _keep_evidence(context: Context, step: Step, folder: Path) -> None:
@@ -121,18 +137,20 @@ class Inputs:
         self._rows: dict[tuple[str, int], int] = {}
 
     def collections(self, kind: str) -> list[str]:
-        """See ``ReduceInputs``."""
+        """Return the collections of a kind."""
         return self._context.collections(kind) if kind in self._step.collections else []
 
     def artefacts(self, step: str) -> Path:
-        """See ``ReduceInputs``."""
+        """Return a folder with what an earlier step made."""
         return self._context.artefacts(step)
 
-    def shards(self, collection: str) -> Iterator[ShardView]:
-        """See ``ReduceInputs``."""
+    def shards(self, collection: str, only: Collection[int] | None = None) -> Iterator[ShardView]:
+        """Yield the shards of a collection in order, or some of them."""
         context, run = self._context, self._context.run
         verdicts = self._step.existing(self._step.after, collection, self._plan)
         for shard, marker in shard_markers(context, collection).items():
+            if only is not None and shard not in only:
+                continue
             num_rows = self._rows[collection, shard] = marker.num_rows
             blurred = run.marker(collection, "faces", shard) if self._step.locations else None
 
@@ -153,7 +171,7 @@ class Inputs:
             )
 
     def num_rows(self, collection: str, shard: int) -> int:
-        """Return the rows of a shard."""
+        """Return the number of rows of a shard."""
         if (collection, shard) not in self._rows:
             self._rows[collection, shard] = shard_markers(self._context, collection)[shard].num_rows
         return self._rows[collection, shard]

@@ -240,3 +240,17 @@ def test_a_preset_gives_the_encoder_and_the_side_may_be_another(tmp_path):
 def test_a_preset_that_does_not_exist_or_is_contradicted_is_an_error(tmp_path, text, says):
     with pytest.raises(ConfigError, match=says):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("levels", [[100], [50, 50], [20, 30], [0]])
+def test_levels_of_clusters_must_shrink(levels):
+    with pytest.raises(ConfigError, match="cluster"):
+        config.parse(RunConfig, {"cluster": {"num_clusters": 100, "levels": levels}}, "x.yaml")
+
+
+def test_levels_and_a_fit_on_everything_can_be_asked_for():
+    tree = {"cluster": {"num_clusters": 100, "levels": [50, 10], "sample_size": None}}
+    found = config.parse(RunConfig, tree, "x.yaml")
+
+    assert found.cluster.levels == (50, 10)
+    assert found.cluster.sample_size is None

@@ -1,11 +1,15 @@
-"""Spherical k-means of the pool's embeddings, and the cluster of every pool and seed image.
+"""Spherical k-means of the pool's embeddings, clusters of clusters, and the cluster of every pool and seed image.
 
-Memory of the fit: 2 * dim bytes for each image of the sample, up to four times that while the sample is cut down, 12 *
-dim bytes a centroid, and one shard; nothing that grows with the pool.
+The centroids are fitted on a sample: the kept images with the smallest hashes of (seed, image id), without those whose
+embedding is unusable, or on all kept images. One process does it (``ClusterFit.__call__``) or many
+(``curation.pipelines.kmeans_rounds``), to the same bits.
+
+Memory of a fit in one process: 2 * dim bytes for each image of the sample, 24 for each image of twice the sample, 12 *
+dim bytes a centroid, and one shard; nothing that grows with the pool unless all of it is fitted on.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
@@ -18,31 +22,37 @@ from curation import schema
 from curation.config import ClusterConfig
 from curation.errors import CorruptError
 from curation.indexes import kmeans
-from curation.indexes.sampling import HashSample
-from curation.indexes.vectors import Singles
+from curation.indexes.hierarchy import grow
+from curation.indexes.keys import Keys, keys_from_hex
+from curation.indexes.sampling import SmallestRanks, hash_keys
+from curation.indexes.seeding import initial_centroids
+from curation.indexes.vectors import Singles, Vectors
 from curation.schema import Table
-from curation.stage import ReduceInputs
+from curation.stage import ReduceInputs, ShardView
 from curation.stages.vectors import of_shard, usable
 
 CENTROIDS_FILE = "centroids.npy"
 HISTORY_FILE = "history.json"
+TREE_FILE = "clusters.npz"
+
+Limit = tuple[int, int, int]  # of a sample: hash and both halves of the key of its last image
 
 
 class ClusterFit:
-    """Fit centroids on a sample of the pool: the smallest hashes of seed and image id."""
+    """Fit centroids on the pool, and clusters of clusters on the centroids."""
 
     name: ClassVar[str] = "cluster_fit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
-    artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE)
+    artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE, TREE_FILE)
 
     def __init__(self, config: ClusterConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
-        """Leave the centroids (float32, k x dim) and the history of iterations in ``scratch``; yield nothing.
+        """Leave centroids (float32, k x dim), the history of iterations and the tree in ``scratch``; yield nothing.
 
         There are fewer than ``num_clusters`` centroids where there are fewer different embeddings, and none in an empty
         pool.
@@ -51,27 +61,60 @@ class ClusterFit:
             DimensionError: Shards disagree on the dimension.
             VectorError: An embedding is not L2-normalised.
         """
-        sample = HashSample(self.seed, self.config.sample_size)
-        dim = 1
-        for view in inputs.shards("pool"):
-            vectors_ND, keys_N2, _ = of_shard(view, schema.EMBED)
-            dim = vectors_ND.shape[1]
-            sample.add(keys_N2, vectors_ND)
-        chosen = sample.result()
-        centroids_KD: Singles = np.zeros((0, dim), np.float32)
-        history: tuple[kmeans.Iteration, ...] = ()
-        if len(chosen.keys):
-            fitted = kmeans.fit(
-                lambda: [(chosen.rows, chosen.keys)],
-                self.config.num_clusters,
-                self.config.iterations,
-                self.seed,
-                num_threads=1,
-            )
-            centroids_KD, history = fitted.vectors, fitted.history
-        np.save(scratch / CENTROIDS_FILE, centroids_KD, allow_pickle=False)
-        (scratch / HISTORY_FILE).write_text(json.dumps([asdict(iteration) for iteration in history], indent=1))
+        limit = self.limit(inputs.shards("pool"))
+        parts = [self.points(view, limit) for view in inputs.shards("pool")]
+        state = self.start(lambda: parts)
+        k, iterations = self.config.num_clusters, self.config.iterations
+        self.finish(kmeans.fit(lambda: parts, k, iterations, self.seed, num_threads=1, resume=state), scratch)
         yield from ()
+
+    def limit(self, views: Iterable[ShardView]) -> Limit | None:
+        """Return the hash and key up to which images belong to the sample; None: all do."""
+        if self.config.sample_size is None:
+            return None
+        smallest = SmallestRanks(self.config.sample_size)
+        for view in views:
+            ids = view.read(schema.FETCH, ["image_id"]).column(0).filter(pa.array(view.kept)).drop_null().to_pylist()
+            keys_N2 = keys_from_hex(ids)
+            smallest.add(hash_keys(keys_N2, self.seed), keys_N2, np.empty((len(keys_N2), 0), np.uint8))
+        ranks, keys, _ = smallest.result()
+        if len(ranks) < self.config.sample_size:
+            return None
+        return int(ranks[-1]), int(keys[-1, 0]), int(keys[-1, 1])
+
+    def points(self, view: ShardView, limit: Limit | None) -> tuple[Vectors, Keys]:
+        """Return the vectors and keys of a shard's images of the sample."""
+        vectors_ND, keys_N2, _ = of_shard(view, schema.EMBED)
+        if limit is None:
+            return vectors_ND, keys_N2
+        ranks_N = hash_keys(keys_N2, self.seed)
+        rank, first, second = (np.uint64(number) for number in limit)
+        inside = ranks_N < rank
+        inside |= (ranks_N == rank) & ((keys_N2[:, 0] < first) | ((keys_N2[:, 0] == first) & (keys_N2[:, 1] <= second)))
+        return vectors_ND[inside], keys_N2[inside]
+
+    def start(self, shards: kmeans.Shards) -> kmeans.Centroids:
+        """Return the first centroids of the sample's points; none, and nothing to do, where there are no points."""
+        if not any(len(keys_N2) for _, keys_N2 in shards()):
+            dim = max((vectors_ND.shape[1] for vectors_ND, _ in shards()), default=1)
+            return kmeans.Centroids(np.zeros((0, dim), np.float32), converged=True)
+        return kmeans.Centroids(initial_centroids(shards, self.config.num_clusters, self.seed, num_threads=1))
+
+    def finish(self, state: kmeans.Centroids, scratch: Path) -> None:
+        """Leave the artefacts of a fit in ``scratch``."""
+        config = self.config
+        tree = grow(
+            state.vectors,
+            config.levels,
+            config.iterations,
+            self.seed,
+            config.resampling_rounds,
+            config.resampled_per_cluster,
+            num_threads=1,
+        )
+        tree.save(scratch / TREE_FILE)
+        np.save(scratch / CENTROIDS_FILE, state.vectors, allow_pickle=False)
+        (scratch / HISTORY_FILE).write_text(json.dumps([asdict(iteration) for iteration in state.history], indent=1))
 
 
 class ClusterStage:

@@ -5,16 +5,21 @@ Sample-based: the ``k`` nearest pool images of each seed image. Cluster-based: f
 decided by the smallest hashes of (seed, image id). A pool image may be retrieved more than once: ``nominal_count`` says
 how often. Without seed sets every image is kept; with seed sets that all say ``retrieve: none``, none is.
 
+Balanced: ``retrieve.balanced_images`` pool images in equal shares for the branches of the tree of clusters, besides
+what seed sets retrieve and whether or not there are any; ``balanced`` says which images they are.
+
 Memory: see ``hits`` for what is retrieved; one seed set at a time, 20 bytes an image and 8 for its order; with
-``next_neighbour`` 9 bytes a pool image; for a cluster-based set up to about 200 bytes for each of its ``max_images``.
+``next_neighbour`` 9 bytes a pool image; for a cluster-based set up to about 200 bytes for each of its ``max_images``,
+for balanced sampling for each of ``balanced_images``.
 Scratch disk: 2 * dim bytes a seed image. The time of sample-based retrieval is that of an exact search, seeds * pool.
 
-Source: Oquab et al. 2023, "DINOv2", section 3 and appendix A.4 (arXiv 2304.07193).
+Sources: Oquab et al. 2023, "DINOv2", section 3 and appendix A.4 (arXiv 2304.07193); for balanced sampling see
+``curation.indexes.balanced``.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +27,17 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import RunConfig, SeedConfig
+from curation.indexes.balanced import QuotaSample, shares
 from curation.indexes.exact import BLOCK_ROWS, Neighbours, nearest
 from curation.indexes.flat import KEYS_FILE, VECTORS_FILE, FlatIndex
+from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import Keys, keys_from_hex
+from curation.indexes.lookup import as_bytes
 from curation.indexes.sampling import Ranks, hash_keys
 from curation.indexes.vectors import Rows, Similarities, Vectors, blocks
 from curation.schema import Table
 from curation.stage import ReduceInputs, ShardView
+from curation.stages.cluster import TREE_FILE
 from curation.stages.hits import Hits, Retrieved
 from curation.stages.vectors import gather
 
@@ -41,7 +50,7 @@ class RetrieveStage:
     """Keep what seed sets retrieve; reject the rest as ``not_retrieved``."""
 
     name: ClassVar[str] = "retrieve"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED, schema.CLUSTER)
     writes: Table | None = schema.RETRIEVE
     artefacts: tuple[str, ...] = ()
@@ -65,8 +74,10 @@ class RetrieveStage:
                 self._by_cluster(inputs, number, seeds, hits)
         retrieved = hits.grouped()
         del hits
+        balanced = self._balanced(inputs)
+        everything = not self.config.seeds and balanced is None
         for view in inputs.shards("pool"):
-            yield view.collection, view.shard, _table(view, retrieved, everything=not self.config.seeds)
+            yield view.collection, view.shard, _table(view, retrieved, balanced, everything)
 
     def _by_sample(self, inputs: ReduceInputs, number: int, seeds: SeedConfig, hits: Hits, path: Path) -> None:
         folder = inputs.artefacts("index")
@@ -102,6 +113,21 @@ class RetrieveStage:
             mine = np.isin(clusters_N, chosen)
             sample.add(clusters_N[mine], _keys(view, rows[mine]))
         hits.add(number, sample.result())
+
+    def _balanced(self, inputs: ReduceInputs) -> npt.NDArray[Any] | None:
+        """Return the images that balanced sampling selects, sorted as bytes; None where it is not asked for."""
+        budget = self.config.retrieve.balanced_images
+        if budget is None:
+            return None
+        tree = Tree.load(inputs.artefacts("cluster_fit") / TREE_FILE)
+        sizes_K = np.zeros(len(tree.centroids[0]), np.int64)
+        for view in inputs.shards("pool"):
+            sizes_K += np.bincount(_clusters(view)[0], minlength=len(sizes_K))
+        sample = QuotaSample(shares(sizes_K, tree.parents, budget, self.config.seed), self.config.seed)
+        for view in inputs.shards("pool"):
+            clusters_N, rows = _clusters(view)
+            sample.add(clusters_N, _keys(view, rows))
+        return np.sort(as_bytes(sample.result()))
 
 
 class _Free:
@@ -216,11 +242,18 @@ def _keys(view: ShardView, rows: Rows) -> Keys:
     return keys_from_hex(view.read(schema.FETCH, ["image_id"]).column(0).take(pa.array(rows)).to_pylist())
 
 
-def _table(view: ShardView, retrieved: Retrieved, everything: bool) -> pa.Table:
+def _table(view: ShardView, retrieved: Retrieved, balanced: npt.NDArray[Any] | None, everything: bool) -> pa.Table:
     rows = np.flatnonzero(view.kept)
+    keys = _keys(view, rows)
     images = np.full(view.num_rows, -1)
-    images[rows] = retrieved.find(_keys(view, rows))
-    left: npt.NDArray[np.bool_] = view.kept & (images < 0) & (not everything)
-    columns = {"reject_reason": pa.array(np.where(left, "not_retrieved", ""), pa.string(), mask=~left)}
+    images[rows] = retrieved.find(keys)
+    selected = np.zeros(view.num_rows, bool)
+    if balanced is not None:
+        selected[rows] = np.isin(as_bytes(keys), balanced)
+    left: npt.NDArray[np.bool_] = view.kept & (images < 0) & ~selected & (not everything)
+    columns = {
+        "reject_reason": pa.array(np.where(left, "not_retrieved", ""), pa.string(), mask=~left),
+        schema.BALANCED.name: pa.array(selected, mask=~view.kept | (balanced is None)),
+    }
     columns |= retrieved.columns(images)
     return pa.table([columns[name] for name in schema.RETRIEVE.schema.names], schema=schema.RETRIEVE.schema)

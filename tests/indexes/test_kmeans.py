@@ -3,10 +3,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from curation.errors import DimensionError, VectorError
-from curation.indexes import kmeans
-from curation.indexes.kmeans import PartialSums, assign, fit, initial_centroids, partial_sums, update
-from curation.indexes.sampling import hash_keys
+from curation.errors import CorruptError, DimensionError, VectorError
+from curation.indexes import assignment, kmeans
+from curation.indexes.kmeans import Centroids, PartialSums, assign, fit, initial_centroids, partial_sums, update
+from curation.indexes.seeding import OVERSAMPLING, ROUNDS
 
 
 def shards_of(vectors, keys, size):
@@ -26,7 +26,8 @@ def test_result_is_the_same_bits_for_any_order_sharding_blocks_and_threads(
 ):
     vectors, keys = mixture.vectors(900, dim=24, centres=40, spread=0.4), mixture.keys(900)
     wanted = fit(shards_of(vectors, keys, 900), 60, 4, seed=3)
-    monkeypatch.setattr(kmeans, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(kmeans, "BATCH_ROWS", block_rows)
+    monkeypatch.setattr(assignment, "_CENTROID_ROWS", 1 + block_rows % 32)
     order = mixture.rng.permutation(900)
     found = fit(shards_of(vectors[order], keys[order], shard_rows), 60, 4, 3, num_threads)
     assert np.array_equal(found.vectors.view(np.uint32), wanted.vectors.view(np.uint32))
@@ -88,16 +89,22 @@ def test_an_update_is_the_normalised_mean_of_each_cluster(points):
     assert np.array_equal(np.rint(updated * 2**24) / 2**24, updated)  # on the grid: similarities are exact
 
 
-def test_first_centroids_are_the_distinct_vectors_with_the_smallest_hashes(points):
+def test_first_centroids_are_distinct_points_and_depend_on_the_seed_alone(points, mixture):
     vectors, keys = points
-    chosen = []
-    for row in np.argsort(hash_keys(keys, 11))[:100]:
-        if not any(np.array_equal(vectors[row], other) for other in chosen):
-            chosen.append(vectors[row])
     found = initial_centroids(shards_of(vectors, keys, 77), 25, seed=11)
-    wanted = np.array(chosen[:25], np.float64)
-    assert np.abs(found - wanted / np.linalg.norm(wanted, axis=1, keepdims=True)).max() < 1e-7
+    order = mixture.rng.permutation(len(keys))
+    assert np.array_equal(found, initial_centroids(shards_of(vectors[order], keys[order], 500), 25, 11, num_threads=3))
+    scaled = vectors / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    assert np.abs(found[:, None] - scaled[None]).max(axis=2).min(axis=1).max() < 1e-7
+    assert len(np.unique(found, axis=0)) == 25
     assert not np.array_equal(found, initial_centroids(shards_of(vectors, keys, 77), 25, seed=12))
+
+
+def test_every_group_that_stands_apart_gets_a_first_centroid(mixture):
+    k = 4 * ROUNDS
+    vectors = mixture.vectors(OVERSAMPLING * k, dim=64, centres=k // 2, spread=0.05)
+    found = initial_centroids(shards_of(vectors, mixture.keys(len(vectors)), 999), k, seed=0)
+    assert assign(vectors, found)[1].min() > 0.9  # random points leave several of the groups without one
 
 
 def test_k_is_at_most_the_number_of_distinct_vectors(points):
@@ -126,7 +133,7 @@ def test_empty_clusters_start_again_at_the_farthest_points(points, exact_similar
     nearest = exact_similarities(vectors, centroids).max(axis=1)
     order = np.lexsort((keys[:, 1], keys[:, 0], nearest))
     updated, iteration = update(centroids, partial_sums(vectors, keys, centroids))
-    assert iteration.num_empty == 2
+    assert (iteration.num_empty, iteration.num_reseeded) == (2, 2)
     for number, row in zip((2, 5), order, strict=False):
         assert exact_similarities(vectors[row : row + 1], updated[number : number + 1])[0, 0] > 0.999
     _, later = update(updated, partial_sums(vectors, keys, updated))
@@ -171,3 +178,51 @@ def test_bad_input_is_refused(points):
         assign(vectors, np.eye(5, dtype=np.float32))
     with pytest.raises(DimensionError, match="keys"):
         partial_sums(vectors, keys[:10], initial_centroids(shards_of(vectors, keys, 99), 3, 0))
+
+
+def test_a_fit_that_goes_on_from_any_iteration_ends_with_the_same_bits(points, tmp_path):
+    vectors, keys = points
+    states = []
+    whole = fit(shards_of(vectors, keys, 300), 40, 6, seed=2, on_iteration=states.append)
+    assert [len(state.history) for state in states] == list(range(1, len(whole.history) + 1))
+    for state in states:
+        state.save(tmp_path / "state.npz")
+        again = fit(shards_of(vectors, keys, 999), 40, 6, seed=2, resume=Centroids.load(tmp_path / "state.npz"))
+        assert np.array_equal(again.vectors, whole.vectors)
+        assert again.history == whole.history
+
+
+def test_partial_sums_survive_a_file(points, tmp_path):
+    vectors, keys = points
+    centroids = initial_centroids(shards_of(vectors, keys, 500), 30, 0)
+    centroids[7] = centroids[3]  # an empty cluster, so that the farthest points count
+    total = PartialSums.empty(*centroids.shape)
+    for start in (0, 1000, 2000):  # the last has no points
+        partial_sums(vectors[start : start + 1000], keys[start : start + 1000], centroids).save(tmp_path / "part.npz")
+        total.merge(PartialSums.load(tmp_path / "part.npz"))
+    merged, seen = update(centroids, total)
+    whole, seen_whole = update(centroids, partial_sums(vectors, keys, centroids))
+    assert np.array_equal(merged, whole)
+    assert seen == seen_whole
+    assert seen.num_reseeded == 1
+
+
+@pytest.mark.parametrize("kind", [Centroids, PartialSums])
+def test_a_file_that_was_cut_short_is_refused(kind, points, tmp_path):
+    path = tmp_path / "state.npz"
+    (Centroids(np.eye(3, dtype=np.float32)) if kind is Centroids else PartialSums.empty(3, 3)).save(path)
+    kind.load(path)
+    data = path.read_bytes()
+    for content in (b"", b"text", data[:-30], data[:40]):
+        path.write_bytes(content)
+        with pytest.raises(CorruptError, match="not"):
+            kind.load(path)
+    path.unlink()
+    with pytest.raises(CorruptError):
+        kind.load(path)
+
+
+def test_scores_that_are_all_negative_still_have_a_nearest_centroid():
+    vectors = np.array([[-1, 0], [0, -1]], np.float16)
+    centroids = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    assert assign(vectors, np.rint(centroids * 2**24) / np.float32(2**24))[0].tolist() == [2, 0]

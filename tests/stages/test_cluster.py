@@ -55,7 +55,7 @@ def test_the_history_says_what_each_iteration_saw(pool, in_memory, reduce):
 
     history = json.loads((reduce.scratch / HISTORY_FILE).read_text())
     assert 1 <= len(history) <= 7
-    assert set(history[0]) == {"objective", "num_empty", "imbalance"}
+    assert set(history[0]) == {"objective", "num_empty", "num_reseeded", "imbalance"}
     assert history[-1]["objective"] >= history[0]["objective"]
 
 

@@ -52,6 +52,7 @@ def full(image):
             "seed_image_id": "0" * 32,
             "seed_similarity": 0.5,
             "nominal_count": 2,
+            "balanced": True,
         }
         row |= columns
         return row | {"kept": not any(key.endswith(".reject_reason") for key in columns)}
@@ -148,7 +149,7 @@ def test_every_column_is_carried_over_and_seeds_have_nulls_where_they_have_no_ta
         "collection": "pool",
         "tar": "pool/0.tar",
     }
-    missing = {"pca_hash", "seeds", "seed_image_id", "seed_similarity", "nominal_count"}
+    missing = {"pca_hash", "seeds", "seed_image_id", "seed_similarity", "nominal_count", "balanced"}
     assert {name for name, value in rows["seeds/a"].items() if value is None} == missing
     assert rows["seeds/a"]["tar"] == "seeds/a/0.tar"
 

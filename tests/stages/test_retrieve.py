@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 
 from curation.config import InputConfig, RetrieveConfig, RunConfig, SeedConfig
+from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys, keys_from_hex
 from curation.indexes.sampling import HashSample, hash_keys
+from curation.stages.cluster import TREE_FILE
 from curation.stages.hits import Hits
 from curation.stages.index import IndexStage
 from curation.stages.retrieve import ClusterSample, RetrieveStage
 
 
-def stage(seed=0, collisions="keep_nominal", **seeds):
+def stage(seed=0, collisions="keep_nominal", balanced_images=None, **seeds):
     inputs = (InputConfig(kind="folder", path="unused"),)
     sets = {name: SeedConfig(inputs=inputs, **settings) for name, settings in seeds.items()}
-    return RetrieveStage(RunConfig(seed=seed, seeds=sets, retrieve=RetrieveConfig(collisions=collisions)))
+    settings = RetrieveConfig(collisions=collisions, balanced_images=balanced_images)
+    return RetrieveStage(RunConfig(seed=seed, seeds=sets, retrieve=settings))
 
 
 @pytest.fixture
@@ -29,6 +32,10 @@ def retrieved(in_memory, reduce, tmp_path):
             raise AssertionError
         inputs.was_read.clear()
         inputs.made["index"] = folder
+        centroids = np.eye(6, 8, dtype=np.float32)
+        tree = Tree((centroids, centroids[:2]), (np.array([0, 0, 0, 0, 0, 1], np.int32),))
+        tree.save(tmp_path / TREE_FILE)
+        inputs.made["cluster_fit"] = tmp_path
         return reduce(made, inputs)["pool"]
 
     return run
@@ -106,6 +113,7 @@ def test_the_k_nearest_are_those_of_plain_loops_and_counts_are_nominal(world, re
                 "seed_image_id": seed_id,
                 "seed_similarity": np.float32(-similarity),
                 "nominal_count": hits[row["url"]],
+                "balanced": None,
             }
         else:
             assert verdict["reject_reason"] == ("not_retrieved" if row["kept"] else None)
@@ -310,3 +318,40 @@ def test_hits_find_keys_with_zero_bytes_at_the_end():
 
     assert found.find(keys).tolist() == [0, 1, -1]
     assert hex_from_keys(keys[:1]) == ["00000000000000010000000000000000"]
+
+
+def test_balanced_selection_shares_the_budget_out_from_the_top_level_down(world, retrieved, sharding):
+    pool = {"pool": world["pool"]}
+    kept = Counter(row["cluster_id"] for row in world["pool"] if row["kept"] and row["cluster_id"] is not None)
+
+    found = retrieved(stage(balanced_images=60), pool)
+
+    cluster = {row["url"]: row["cluster_id"] for row in world["pool"]}
+    chosen = Counter(cluster[url] for url, verdict in found.items() if verdict["balanced"])
+    assert chosen[5] == min(30, kept[5])  # half of the top level by itself
+    assert [chosen[number] for number in range(5)] == [6] * 5
+    assert {verdict["reject_reason"] for verdict in found.values() if verdict["balanced"] is False} == {"not_retrieved"}
+    assert {verdict["reject_reason"] for verdict in found.values() if verdict["balanced"]} == {None}
+    assert retrieved(stage(balanced_images=60), pool, **sharding) == found
+    assert retrieved(stage(seed=1, balanced_images=60), pool) != found
+
+
+def test_balanced_selection_comes_besides_what_seed_sets_retrieve(world, retrieved):
+    collections = {"pool": world["pool"], "seeds/a": world["seeds/a"]}
+
+    alone = retrieved(stage(a={"k": 3}), collections)
+    both = retrieved(stage(a={"k": 3}, balanced_images=50), collections)
+
+    assert sum(bool(verdict["balanced"]) for verdict in both.values()) == 50
+    for url, verdict in both.items():
+        assert verdict["seeds"] == alone[url]["seeds"]
+        if verdict["balanced"] is not None:
+            assert (verdict["reject_reason"] is None) == bool(verdict["balanced"] or verdict["seeds"])
+
+
+def test_a_budget_above_the_pool_selects_every_image_that_has_a_cluster(world, retrieved):
+    found = retrieved(stage(balanced_images=10_000), {"pool": world["pool"]})
+
+    for row in world["pool"]:
+        wanted = (row["cluster_id"] is not None) if row["kept"] else None
+        assert found[row["url"]]["balanced"] is wanted

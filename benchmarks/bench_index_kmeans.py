@@ -1,0 +1,239 @@
+"""Spherical k-means against ``faiss.Kmeans(spherical=True)``, two Ray workers against one, and balanced sampling.
+
+``kmeans_*``: 10^6 x 256 points of a seeded mixture (2,000 centres, 32-dimensional spread plus noise), k = 1,000, the
+same points and iterations for both, first centroids of each its own. The points are stored float16; Faiss gets them as
+float32, and that copy is not timed. Objectives are mean similarities of all points with the final centroids, both taken
+by ``kmeans.assign``.
+
+``ray_*``: a run whose pool holds only embeddings, ``cluster_fit`` with one and with two Ray workers of one core; time
+of all iterations but the first, which waits for workers to start.
+
+``balanced_*``: 30,000 points of 20 groups with sizes by Zipf's law; shares of the groups in a balanced and in a flat
+random sample of 800, in units of an equal share, over ``--seeds`` mixtures.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from curation import schema
+from curation.config import ClusterConfig, ResourceConfig, RunConfig
+from curation.indexes import kmeans
+from curation.indexes.balanced import QuotaSample, shares
+from curation.indexes.hierarchy import grow
+from curation.indexes.keys import Keys, hex_from_keys
+from curation.indexes.vectors import Vectors
+from curation.pipelines import kmeans_rounds
+from curation.pipelines.context import Context
+from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.ray_runner import RayRunner
+from curation.pipelines.units import Unit
+from curation.store import Marker, Run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=1_000_000)
+    parser.add_argument("--clusters", type=int, default=1_000)
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--ray-points", type=int, default=200_000)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument(
+        "--only", choices=["kmeans", "ray", "balanced"], nargs="*", default=["kmeans", "ray", "balanced"]
+    )
+    options = parser.parse_args()
+    if "balanced" in options.only:
+        balanced(options.seeds)
+    if "kmeans" in options.only:
+        against_faiss(*mixture(options.points), options.clusters, options.iterations)
+    if "ray" in options.only:
+        two_workers(*mixture(options.ray_points), options.clusters, options.iterations)
+
+
+def against_faiss(vectors_ND: Vectors, keys_N2: Keys, k: int, iterations: int) -> None:
+    kmeans.fit(lambda: [(vectors_ND[:20_000], keys_N2[:20_000])], 50, 1, seed=0)  # compiles
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time}
+
+    def timed(work: Any) -> tuple[Any, dict[str, float]]:
+        before = {name: clock() for name, clock in clocks.items()}
+        done = work()
+        return done, {name: round(clock() - before[name], 2) for name, clock in clocks.items()}
+
+    ours, our_s = timed(lambda: kmeans.fit(lambda: [(vectors_ND, keys_N2)], k, iterations, seed=0))
+    ours_KD = ours.vectors
+    singles_ND = vectors_ND.astype(np.float32)
+    theirs = faiss.Kmeans(
+        vectors_ND.shape[1], k, niter=iterations, spherical=True, seed=0, max_points_per_centroid=len(vectors_ND)
+    )
+    _, their_s = timed(lambda: theirs.train(singles_ND))
+    grid_KD = (np.rint(theirs.centroids * 2.0**24) / 2.0**24).astype(np.float32)
+    found = {name: kmeans.assign(vectors_ND, centroids) for name, centroids in (("ours", ours_KD), ("faiss", grid_KD))}
+    objective = {name: float(similarities.astype(np.float64).mean()) for name, (_, similarities) in found.items()}
+    empty = int((np.bincount(found["ours"][0], minlength=k) == 0).sum())
+    detail = {
+        "points": len(vectors_ND),
+        "dim": vectors_ND.shape[1],
+        "k": k,
+        "iterations": [len(ours.history), iterations],
+        "threads": faiss.omp_get_max_threads(),
+        "seconds": {"ours": our_s, "faiss": their_s},
+        "objective": {name: round(value, 6) for name, value in objective.items()},
+        "imbalance": round(ours.history[-1].imbalance, 3),
+    }
+    report("kmeans_objective_vs_faiss", objective["ours"] / objective["faiss"], detail, "x", at_least=0.999)
+    for name in clocks:
+        report(f"kmeans_{name}_time_vs_faiss", our_s[name] / their_s[name], detail, "x", at_most=1.1)
+    report("kmeans_empty_clusters", empty, detail, "clusters", at_most=0)
+
+
+def two_workers(vectors_ND: Vectors, keys_N2: Keys, k: int, iterations: int) -> None:
+    seconds, digests = {}, {}
+    for workers in (1, 2):
+        config = RunConfig(
+            cluster=ClusterConfig(num_clusters=k, iterations=iterations, sample_size=None),
+            resources={"cluster": ResourceConfig(workers=workers, cpus=1)},
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            context, plan = Context(planted(folder, vectors_ND, keys_N2, 10_000), config), build_plan(config)
+            step, runner, states = plan.step("cluster_fit"), RayRunner(), Written(Path(folder))
+            try:
+                list(kmeans_rounds.run(states.watched(runner), context, plan, step, [Unit(step.name, "", None, {})]))
+            finally:
+                runner.close()
+            seconds[workers] = round(states.times[-1] - states.times[1], 2)  # the second round has warm workers
+            marker = context.run.artefact_marker(step.name)
+            digests[workers] = marker.digest if marker is not None else ""
+    detail = {"points": len(vectors_ND), "k": k, "rounds": len(states.times) - 2, "seconds": seconds}
+    report("ray_two_workers_speedup", seconds[1] / seconds[2], detail, "x", at_least=1.6)
+    report("ray_two_workers_same_bits", int(digests[1] == digests[2]), detail, "runs", at_least=1)
+
+
+class Written:
+    """When each round had been handed out."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.times: list[float] = []
+
+    def watched(self, runner: RayRunner) -> Any:
+        """Return the runner, watched."""
+        times = self.times
+
+        class Watched:
+            def run(self, *arguments: Any) -> Any:
+                yield from runner.run(*arguments)
+                times.append(time.perf_counter())
+
+        return Watched()
+
+
+def balanced(seeds: int) -> None:
+    groups, budget = 20, 800
+    shares_of: dict[str, list[npt.NDArray[np.float64]]] = {"balanced": [], "flat": []}
+    for seed in range(seeds):
+        vectors_ND, label_N, keys_N2 = zipf(groups, seed)
+        leaves = kmeans.fit(lambda points=(vectors_ND, keys_N2): [points], 1500, 10, seed).vectors
+        tree = grow(leaves, (600, 150, 32), 30, seed, rounds=20)
+        numbers_N, _ = kmeans.assign(vectors_ND, leaves)
+        quotas = shares(np.bincount(numbers_N, minlength=len(leaves)), tree.parents, budget, seed)
+        for name, quotas_K, clusters_N in (
+            ("balanced", quotas, numbers_N.astype(np.int64)),
+            ("flat", np.array([budget]), np.zeros(len(keys_N2), np.int64)),
+        ):
+            sample = QuotaSample(quotas_K, seed)
+            sample.add(clusters_N, keys_N2)
+            chosen = {tuple(key) for key in sample.result().tolist()}
+            assert len(chosen) == budget
+            rows = [row for row, key in enumerate(keys_N2.tolist()) if tuple(key) in chosen]
+            shares_of[name].append(np.bincount(label_N[rows], minlength=groups) / (budget / groups))
+    detail = {"groups": groups, "budget": budget, "levels": [1500, 600, 150, 32], "seeds": seeds}
+    for name, found in shares_of.items():
+        values = detail | {"largest": [round(float(share.max()), 3) for share in found]}
+        values |= {"smallest": [round(float(share.min()), 3) for share in found]}
+        smallest, largest = (min(share.min() for share in found), max(share.max() for share in found))
+        at_least, at_most = (0.5, 2.0) if name == "balanced" else (None, None)
+        report(f"{name}_smallest_share", smallest, values, "x", at_least=at_least)
+        report(f"{name}_largest_share", largest, values, "x", at_most=at_most)
+
+
+def mixture(num: int, dim: int = 256, centres: int = 2000, rank: int = 32) -> tuple[Vectors, Keys]:
+    rng = np.random.default_rng(0)
+    middle = unit(rng.standard_normal((centres, dim), np.float32))
+    basis = rng.standard_normal((rank, dim), np.float32) / np.sqrt(dim * rank)
+    vectors_ND = np.empty((num, dim), np.float16)
+    for start in range(0, num, 50_000):
+        count = min(50_000, num - start)
+        values = middle[rng.integers(0, centres, count)] + 0.5 * rng.standard_normal((count, rank), np.float32) @ basis
+        values += 0.3 / np.sqrt(dim) * rng.standard_normal((count, dim), np.float32)
+        vectors_ND[start : start + count] = unit(values)
+    return vectors_ND, rng.integers(0, 2**64, (num, 2), dtype=np.uint64)
+
+
+def zipf(groups: int, seed: int) -> tuple[Vectors, npt.NDArray[np.int64], Keys]:
+    rng = np.random.default_rng(seed)
+    sizes = np.maximum(120, 30_000 * np.arange(1, groups + 1) ** -1.6 / 2.1).astype(int)
+    label_N = np.repeat(np.arange(groups), sizes)
+    middle = unit(rng.standard_normal((groups, 64)))
+    bases = np.linalg.qr(rng.standard_normal((groups, 64, 4)))[0]
+    values = middle[label_N] + 0.1 * np.einsum("ndr,nr->nd", bases[label_N], rng.standard_normal((len(label_N), 4)))
+    values += 0.01 * rng.standard_normal(values.shape)
+    return unit(values).astype(np.float16), label_N, rng.integers(0, 2**64, (len(label_N), 2), dtype=np.uint64)
+
+
+def unit(values_ND: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values_ND / np.linalg.norm(values_ND, axis=1, keepdims=True)
+
+
+def planted(folder: str, vectors_ND: Vectors, keys_N2: Keys, shard_rows: int) -> Run:
+    """Return a run that holds what ``cluster_fit`` reads and nothing else."""
+    run = Run(folder)
+    said = {"fingerprint": "", "inputs": {}, "covers": "", "seconds": 0.0}
+    tables: Sequence[Any] = (
+        schema.CRAWL,
+        schema.FETCH,
+        schema.PCA_HASH_VERDICT,
+        schema.NSFW_VERDICT,
+        schema.FACES_VERDICT,
+        schema.DEDUP,
+        schema.embed(vectors_ND.shape[1]),
+    )
+    starts = range(0, len(keys_N2), shard_rows)
+    for shard, start in enumerate(starts):
+        some = vectors_ND[start : start + shard_rows]
+        ids = pa.array(hex_from_keys(keys_N2[start : start + shard_rows]))
+        known = {
+            "image_id": ids,
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(some.reshape(-1)), some.shape[1]),
+        }
+        for table in tables:
+            columns = [known.get(field.name, pa.nulls(len(some), field.type)) for field in table.schema]
+            run.commit("pool", table.name, shard, pa.table(columns, schema=table.schema), said)
+    run.commit_artefacts("crawl.pool", {}, Marker("", "", len(keys_N2), {}, num_shards=len(starts)))
+    return run
+
+
+def report(
+    metric: str,
+    value: float,
+    detail: dict[str, Any],
+    unit: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> None:
+    target = at_least if at_least is not None else at_most
+    met = None if target is None else (value >= target if at_least is not None else value <= target)
+    line = {"bench": "index_kmeans", "metric": metric, "value": round(float(value), 5), "unit": unit}
+    print(json.dumps(line | {"target": target, "met": met if met is None else bool(met), "detail": detail}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,11 +7,11 @@ from curation import __version__, schema
 from curation.config import RunConfig, Settings
 from curation.errors import ConfigError, InputError
 from curation.pipelines.context import Context
+from curation.pipelines.dedup_steps import UNIQUE, deduplicate
 from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.stages.cluster import ClusterFit, ClusterStage
-from curation.stages.dedup import DedupStage
 from curation.stages.index import IndexStage
 from curation.stages.manifest import ManifestStage
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
@@ -24,9 +24,7 @@ _ALL = ("pool", "seeds", "references")
 _POOL = ("pool",)
 _OURS = ("pool", "seeds")
 _FETCHED = (schema.FETCH,)
-_STORED = (schema.FETCH, schema.PCA_HASH_VERDICT, schema.NSFW_VERDICT, schema.FACES_VERDICT)
-_UNIQUE = (*_STORED, schema.DEDUP)
-_RETRIEVED = (*_UNIQUE, schema.RETRIEVE)
+_RETRIEVED = (*UNIQUE, schema.RETRIEVE)
 
 
 def build_plan(config: RunConfig) -> Plan:
@@ -35,7 +33,7 @@ def build_plan(config: RunConfig) -> Plan:
     Raises:
         PlanError: If a step reads what no earlier step writes.
     """
-    plan = Plan((*_bring_in(), *_hash(), *_screen(), *_deduplicate(), *_select()))
+    plan = Plan((*_bring_in(), *_hash(), *_screen(), *deduplicate(), *_select()))
     _check_resources(config, plan)
     return plan
 
@@ -197,45 +195,6 @@ def _screen() -> tuple[Step, ...]:
     )
 
 
-def _deduplicate() -> tuple[Step, ...]:
-    return (
-        Step(
-            "sscd",
-            "sscd",
-            "images",
-            2,
-            _ALL,
-            _sscd,
-            reads=(schema.FETCH, schema.FACES),
-            after=_STORED,
-            writes=schema.SSCD,
-            settings=lambda config, _: {
-                "side_px": config.sscd.side_px,
-                "batch_size": config.sscd.batch_size,
-                "images": _limits(config),
-            },
-            weights=lambda config: (config.sscd.weights,),
-        ),
-        Step(
-            "dedup",
-            "dedup",
-            "reduce",
-            DedupStage.version,
-            _ALL,
-            lambda context: DedupStage(context.config),
-            reads=DedupStage.reads,
-            after=_STORED,
-            writes=schema.DEDUP,
-            writes_for=_OURS,
-            makes=DedupStage.artefacts,
-            settings=lambda config, _: {
-                "dedup": _plain(config.dedup),
-                "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
-            },
-        ),
-    )
-
-
 def _select() -> tuple[Step, ...]:
     return (
         Step(
@@ -246,7 +205,7 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             _embed,
             reads=(schema.FETCH, schema.FACES),
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.EMBED,
             settings=lambda config, _: {
                 "model": config.embed.model,
@@ -264,7 +223,7 @@ def _select() -> tuple[Step, ...]:
             _POOL,
             lambda context: IndexStage(),
             reads=IndexStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=IndexStage.artefacts,
             settings=lambda config, _: {"index": _plain(config.index)},
         ),
@@ -276,7 +235,7 @@ def _select() -> tuple[Step, ...]:
             _POOL,
             lambda context: ClusterFit(context.config.cluster, context.config.seed),
             reads=ClusterFit.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=ClusterFit.artefacts,
             fitted=True,
             settings=lambda config, _: {
@@ -294,7 +253,7 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             lambda context: ClusterStage(context.artefacts("cluster_fit")),
             reads=ClusterStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.CLUSTER,
             needs=("cluster_fit",),
         ),
@@ -306,7 +265,7 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             lambda context: RetrieveStage(context.config),
             reads=RetrieveStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.RETRIEVE,
             writes_for=_POOL,
             needs=("index",),
@@ -389,20 +348,6 @@ def _faces(context: Context) -> Any:
         device=context.device("faces"),
     )
     return FacesStage(detector, config, context.config.images)
-
-
-def _sscd(context: Context) -> Any:
-    from curation.models.sscd import SscdEncoder
-    from curation.stages.sscd import SscdStage
-
-    config = context.config.sscd
-    encoder = SscdEncoder(
-        context.weights(config.weights),
-        batch_size=config.batch_size,
-        side_px=config.side_px,
-        device=context.device("sscd"),
-    )
-    return SscdStage(encoder, config)
 
 
 def _embed(context: Context) -> Any:

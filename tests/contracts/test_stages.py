@@ -115,6 +115,9 @@ OTHER = {  # values that are other than the default, and allowed
     "pca_hash.method": "dhash",
     "pca_hash.features": "model",
     "pca_hash.pca": "default",
+    "dedup.decontaminate": "neighbours",
+    "dedup.min_similarity_to_representative": 0.5,
+    "dedup.backend": "exact",
 }
 SHAPES_NOTHING = {
     "fetch.user_agent": "how politely",
@@ -124,6 +127,7 @@ SHAPES_NOTHING = {
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
     "images.decode_threads": "how fast",
+    "dedup.block_rows": "how it is cut into tasks",
     "nsfw.batch_size": "scores do not depend on it",
 }
 

@@ -10,12 +10,13 @@ from curation.errors import DimensionError, StageError, VectorError
 from curation.stages.dedup import AUDIT, AUDIT_FILE, DedupStage
 
 KEPT = None
+FREE = {"max_dropped_fraction": 1.0, "edge_floor": 0.01, "reference_floor": 0.01}
 
 
 def stage(as_is=(), retrieval_only=(), **settings):
     inputs = (InputConfig(kind="folder", path="unused"),)
     seeds = {name: SeedConfig(inputs=inputs, as_is=name in as_is) for name in (*as_is, *retrieval_only)}
-    return DedupStage(RunConfig(seeds=seeds, dedup=DedupConfig(**({"max_dropped_fraction": 1.0} | settings))))
+    return DedupStage(RunConfig(seeds=seeds, dedup=DedupConfig(**(FREE | settings))))
 
 
 @pytest.fixture(scope="session")
@@ -322,8 +323,8 @@ def test_a_broken_descriptor_counts_as_none_and_is_logged(value, image, unit, in
         found = reduce(stage(), in_memory({"pool": rows, "references/x": [image(9, sscd=broken)]}))
 
     assert reasons(found["pool"], rows) == [KEPT] * 3
-    assert "sscd of pool shard 00000000: 2 vectors" in caplog.text
-    assert "sscd of references/x shard 00000000: 1 vectors" in caplog.text
+    assert "sscd: 2 vectors are not finite or all zeros" in caplog.text
+    assert "sscd: 1 vectors are not finite or all zeros" in caplog.text
 
 
 def test_a_descriptor_that_is_not_normalised_is_an_error(image, unit, in_memory, tmp_path):

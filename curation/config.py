@@ -204,7 +204,7 @@ class DedupConfig(Settings):
     recall: float = Field(
         0.99, gt=0, lt=1, description="Share of the pairs above the floor that the inverted search is fitted to find."
     )
-    sample_size: int = Field(200_000, ge=1_000, description="Images that the inverted search is fitted on.")
+    sample_size: int = Field(20_000, ge=1_000, description="Images that the inverted search is fitted on.")
     block_rows: int = Field(
         250_000, ge=1, description="Images on each side of a search task; two such groups are in memory at a time."
     )

@@ -4,6 +4,7 @@ from typing import Any
 
 from curation import schema
 from curation.config import RunConfig
+from curation.indexes.pairs import PairSearch
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Step
 from curation.stages.dedup import DedupStage
@@ -42,7 +43,7 @@ def deduplicate() -> tuple[Step, ...]:
             "reduce",
             DedupFit.version,
             ("pool",),
-            lambda context: DedupFit(context.config.dedup, context.config.seed),
+            lambda context: DedupFit(context.config.dedup, context.config.seed, context.num_threads("dedup")),
             reads=DedupFit.reads,
             after=STORED,
             makes=DedupFit.artefacts,
@@ -55,7 +56,7 @@ def deduplicate() -> tuple[Step, ...]:
             "map",
             DedupCodes.version,
             _ALL,
-            lambda context: DedupCodes(load_search(context.artefacts(DedupFit.name))),
+            lambda context: DedupCodes(_search(context), context.num_threads("dedup")),
             reads=DedupCodes.reads,
             after=STORED,
             writes=schema.DEDUP_CODES,
@@ -109,7 +110,7 @@ def _pairs(context: Context) -> list[tuple[str, str]]:
 
 
 def _fit_settings(config: RunConfig, collection: str) -> dict[str, Any]:
-    names = {"backend", "exact_max_rows", "recall", "sample_size", "edge_floor", "reference_floor"}
+    names = {"backend", "exact_max_rows", "recall", "sample_size", "edge_floor", "reference_floor", "block_rows"}
     if config.dedup.backend == "exact":  # there is nothing to fit
         names = {"backend"}
     return {"seed": config.seed, **config.dedup.model_dump(mode="json", include=names)}
@@ -140,5 +141,8 @@ def _sscd(context: Context) -> Any:
 
 
 def _edges(context: Context) -> DedupEdges:
-    search = load_search(context.artefacts(DedupFit.name))
-    return DedupEdges(context.config.dedup, search, context.num_threads("dedup"))
+    return DedupEdges(context.config.dedup, _search(context), context.num_threads("dedup"))
+
+
+def _search(context: Context) -> PairSearch:
+    return load_search(context.artefacts(DedupFit.name))

@@ -40,9 +40,10 @@ class DedupFit:
     writes: Table | None = None
     artefacts: tuple[str, ...] = (SEARCH_FILE, INDEX_FILE)
 
-    def __init__(self, config: DedupConfig, seed: int) -> None:
+    def __init__(self, config: DedupConfig, seed: int, num_threads: int = 1) -> None:
         self.config = config
         self.seed = seed
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave the artefacts; yields nothing."""
@@ -71,7 +72,8 @@ class DedupFit:
         if not len(vectors_SD):
             return None
         floors = (self.config.edge_floor, self.config.reference_floor)
-        return InvertedPairs.fit(vectors_SD, num_rows, floors, self.config.recall, self.seed)
+        at_a_time = min(num_rows, self.config.block_rows)
+        return InvertedPairs.fit(vectors_SD, at_a_time, floors, self.config.recall, self.seed, self.num_threads)
 
 
 class DedupCodes:
@@ -82,8 +84,9 @@ class DedupCodes:
     reads: tuple[Table, ...] = (schema.SSCD,)
     writes: Table = schema.DEDUP_CODES
 
-    def __init__(self, search: PairSearch) -> None:
+    def __init__(self, search: PairSearch, num_threads: int = 1) -> None:
         self.search = search
+        self.num_threads = num_threads
 
     def __call__(self, columns: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
         """Return ``schema.DEDUP_CODES`` of a shard.
@@ -94,7 +97,7 @@ class DedupCodes:
         vectors_ND, rows = usable(columns.column(schema.SSCD_DESCRIPTOR.name), kept, schema.SSCD.name)
         for start, stop in blocks(len(vectors_ND), _BLOCK_ROWS):
             widen(vectors_ND[start:stop], first_row=start)
-        codes = self.search.encode(vectors_ND)
+        codes = self.search.encode(vectors_ND, self.num_threads)
         searched = np.zeros(columns.num_rows, bool)
         searched[rows] = True
         place = np.full(columns.num_rows, -1)

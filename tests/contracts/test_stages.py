@@ -127,7 +127,6 @@ SHAPES_NOTHING = {
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
     "images.decode_threads": "how fast",
-    "dedup.block_rows": "how it is cut into tasks",
     "nsfw.batch_size": "scores do not depend on it",
 }
 

@@ -48,6 +48,7 @@ class InMemory:
         self.search = search or ExactPairs()
         self.settings = settings or DedupConfig(edge_floor=0.01, reference_floor=0.01)
         self.was_read: set[str] = set()
+        self.found: dict[tuple[str, str], list[pa.RecordBatch]] = {}
         self.cut: dict[str, list[list[Row]]] = {}
         for collection, rows in collections.items():
             order = np.arange(len(rows)) if shuffled is None else np.random.default_rng(shuffled).permutation(len(rows))
@@ -82,6 +83,11 @@ class InMemory:
 
     def pairs(self, step: str, left: str, right: str) -> Iterator[pa.RecordBatch]:
         assert step == DedupEdges.name
+        if (left, right) not in self.found:
+            self.found[left, right] = list(self._search(left, right))
+        yield from self.found[left, right]
+
+    def _search(self, left: str, right: str) -> Iterator[pa.RecordBatch]:
         stage = DedupEdges(self.settings, self.search)
         ours, theirs = ([*self.shards(name)] for name in (left, right))
         for i in range(0, len(ours), 2):

@@ -384,7 +384,7 @@ def test_five_thousand_identical_images_are_one_component(image, unit, in_memory
 
 
 def test_a_block_with_too_many_pairs_keeps_a_forest_that_has_the_same_components(world, in_memory, reduce):
-    inputs = {name: in_memory(world, 7, 3, settings=DedupConfig(**FREE, max_edges_per_row=n)) for name, n in EDGES}
+    inputs = {name: in_memory(world, 5, 3, settings=DedupConfig(**FREE, max_edges_per_row=n)) for name, n in EDGES}
 
     found = {name: [batch.num_rows for batch in made.pairs("dedup_edges", "pool", "pool")]
              for name, made in inputs.items()}  # fmt: skip
@@ -469,7 +469,7 @@ def test_a_threshold_below_what_was_searched_is_refused(floor):
 
 def fitted(world):
     vectors = np.stack([row["sscd"] for row in world["pool"] if row["sscd"] is not None])
-    return InvertedPairs.fit(vectors, len(vectors), (0.85, 0.8), 0.999, 3, 1)
+    return InvertedPairs.fit(vectors, len(vectors), (0.85, 0.8), 0.99, 3, 1)
 
 
 def test_an_approximate_search_gives_the_same_components_in_any_shards(world, in_memory, reduce, sharding):

@@ -37,7 +37,7 @@ MAX_DIM = 1 << 14
 
 _MIXING = 2  # rotations before the first that is used: a row of few non-zero values has to be spread
 _GRID = 2.0**14  # inputs are rounded to multiples of 2^-14: sums are whole numbers below 2^24 up to MAX_DIM
-_TILE = 8  # rows rotated side by side, one in each lane
+_TILE = 32  # rows rotated side by side; twice as fast as 8 or 16, although 64 KiB are beyond the first cache
 _BLOCK_ROWS = 8192
 
 

@@ -42,7 +42,7 @@ _NUM_SIMULATED = 10_000  # pairs; the standard error of a recall of 0.99 is 0.00
 _NUM_SAMPLED = 10_000  # rows of the sample in which buckets are counted and that are joined exactly
 _SKETCH_MISSES = 0.3  # share of the misses that the sketches may make
 # Nanoseconds on one core, measured: a row in a table, a comparison of sketches, a row's rotation.
-_ROW_NS, _PAIR_NS, _ROTATION_NS = 60.0, 1.5, 800.0
+_ROW_NS, _PAIR_NS, _ROTATION_NS = 70.0, 0.6, 400.0
 
 
 @dataclass(frozen=True)

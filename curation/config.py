@@ -206,7 +206,7 @@ class DedupConfig(Settings):
     )
     sample_size: int = Field(20_000, ge=1_000, description="Images that the inverted search is fitted on.")
     block_rows: int = Field(
-        250_000, ge=1, description="Images on each side of a search task; two such groups are in memory at a time."
+        500_000, ge=1, description="Images on each side of a search task; two such groups are in memory at a time."
     )
     max_edges_per_row: int = Field(
         64, ge=1, description="A task with more pairs an image than this keeps a maximum spanning forest of them."

@@ -190,8 +190,12 @@ class _Inputs:
             with run.open(marker.files[role]) as stream:
                 try:
                     for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(_BATCH_ROWS):
+                        if self._context.should_stop():
+                            raise InterruptedError
                         num_rows += batch.num_rows
                         yield batch
+                except InterruptedError:
+                    raise
                 except (pa.ArrowException, OSError) as error:
                     raise CorruptError(f"{run.url}: {marker.files[role]} cannot be read: {error}") from error
             if num_rows != marker.num_rows:

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import DedupConfig
+from curation.errors import DimensionError
 from curation.indexes.pairs import Codes, ExactPairs, InvertedPairs, PairSearch
 from curation.indexes.sampling import HashSample
 from curation.indexes.vectors import blocks, widen
@@ -121,6 +122,19 @@ def as_binary(codes_NW: Codes) -> pa.Array:
 
 
 def as_codes(column: pa.Array) -> Codes:
-    """Return a column of N binary values, none null and all of one length W, as codes (N, W)."""
-    data = b"".join(column.to_pylist())
-    return np.frombuffer(data, np.uint8).reshape(len(column), -1 if len(column) and data else 0)
+    """Return a column of N binary values, none null, as codes (N, W).
+
+    Raises:
+        DimensionError: They are not all of one length.
+    """
+    num_rows = len(column)
+    if not num_rows:
+        return np.empty((0, 0), np.uint8)
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + num_rows + 1]
+    width = int(bounds[1] - bounds[0])
+    if (np.diff(bounds) != width).any():
+        raise DimensionError("codes of one shard have different lengths; `--redo dedup` makes them again")
+    if not width:
+        return np.empty((num_rows, 0), np.uint8)
+    return np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]].reshape(num_rows, width)

@@ -1,10 +1,11 @@
 """The search for near-duplicates as tasks: numbered, resumed, extended, and the same whoever runs them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -427,3 +428,23 @@ def test_a_verdict_that_keeps_the_same_rows_searches_nothing_again(tmp_path):
 
     assert "dedup_codes" in {event.unit.step for event in events if isinstance(event, Done)}
     assert not blocks_done(events)
+
+
+def test_a_run_that_an_earlier_version_made_gets_what_it_lacks(expected, tmp_path):
+    """That version had one reduce, without blocks and the steps before them."""
+    made = again(expected, tmp_path / "run")
+    made.bring()
+    for shard in range(made.shards["pool"]):
+        marker = made.run.marker("pool", "dedup", shard)
+        made.run.write_marker("pool", "dedup", shard, replace(marker, inputs={"version": "1"}, fingerprint="old"))
+    marker = made.run.artefact_marker("dedup")
+    made.run.commit_artefacts("dedup", {}, replace(marker, inputs={"version": "1"}, fingerprint="old", sizes={}))
+    shutil.rmtree(tmp_path / "run" / "edges")
+    for folder in tmp_path.glob("run/**/dedup_codes"):
+        shutil.rmtree(folder)
+    made.run.forget("", "dedup_fit", None)
+    assert overview(made.context, made.plan).lines()
+
+    made.bring()
+
+    assert verdicts(made) == expected[1]

@@ -9,7 +9,8 @@ Two rows are compared where enough of their hashes are equal and their sketches 
   the floor are the worst case, and the rotations are as many as those need for the wanted recall. Data decides the time
   only.
 
-Time: a pass over the rows for each table, and comparisons in its buckets, which grow with the data. ``fit`` chooses many hashes a table joins for the size of the pool and the crowding that it sees in the sample. Memory: 100 to 350 bytes
+Time: a pass over the rows for each table, and comparisons in its buckets, which grow with the data. ``fit`` chooses how
+many hashes a table joins for the size of the pool and the crowding that it sees in the sample. Memory: 100 to 350 bytes
 of codes a row, 40 more while it searches and 12 for each thread, and pieces of edges. Vectors may stay on disk.
 """
 

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from curation.indexes.components import UnionFind
 from curation.indexes.pairs import Edges, ExactPairs, InvertedPairs
-from curation.indexes.vectors import stored_similarities
+from curation.indexes.vectors import blocks, stored_similarities
 
 DIM = 512
 FLOOR = 0.6
@@ -218,9 +218,10 @@ def unite(folder: Path, num_edges: int) -> tuple[float, float]:
     union = UnionFind(num_edges // 5)
     for path in sorted(folder.glob("*.parquet")):
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1 << 20):
+            for batch in file.iter_batches(1 << 17, columns=["left", "right"]):
                 union.add(batch["left"].to_numpy(), batch["right"].to_numpy())
-    union.labels()
+    for first, last in blocks(len(union), 1 << 20):
+        union.labels(first, last)
     return time.perf_counter() - start, peak_gib()
 
 

@@ -35,6 +35,18 @@ class Buckets(NamedTuple):
     starts: npt.NDArray[np.int32]
 
 
+class Coded(NamedTuple):
+    """Codes of rows, and the first halves of their sketches once more: those are read in any order, for each table."""
+
+    words: Words  # (N, 8 + rotations)
+    halves: Words  # (N, 4)
+
+    @classmethod
+    def of(cls, words_NC: Words) -> "Coded":
+        """Copy the halves."""
+        return cls(words_NC, np.ascontiguousarray(words_NC[:, :HALF_WORDS]))
+
+
 def tables(num_rotations: int, size: int) -> list[Table]:
     """Return all tables of the first rotations, in the order in which they claim pairs."""
     return [
@@ -51,10 +63,10 @@ def buckets(words_NC: Words, table: Table) -> Buckets:
 
 
 def collisions(
-    words_MC: Words,
-    left: Buckets,
-    words_NC: Words,
-    right: Buckets,
+    left: Coded,
+    left_buckets: Buckets,
+    right: Coded,
+    right_buckets: Buckets,
     table: Table,
     max_distances: tuple[int, int],
     cursor: Cursor,
@@ -62,13 +74,13 @@ def collisions(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], Cursor | None]:
     """Return pairs that meet in ``table`` first and whose sketches differ in few bits.
 
-    With ``words_MC is words_NC`` pairs are left < right.
+    With ``left is right`` pairs are left < right.
 
     Args:
-        words_MC: Codes of the left rows.
-        left: Their buckets in the table.
-        words_NC: Codes of the right rows.
-        right: Their buckets.
+        left: Codes of the left rows.
+        left_buckets: Their buckets in the table.
+        right: Codes of the right rows.
+        right_buckets: Their buckets.
         table: The table.
         max_distances: Bits in which first halves of sketches, and whole ones, may differ.
         cursor: ``START``, or what the call before returned.
@@ -80,10 +92,10 @@ def collisions(
     out_2P = np.empty((2, limit), np.int32)
     position = np.array(cursor, np.int64)
     num = _collide(
-        *(words_MC, left.order, left.starts, words_NC, right.order, right.starts, words_MC is words_NC),
+        *(*left, *left_buckets, *right, *right_buckets, left is right),
         *(table.rotation, len(table.groups), table.groups[-1], *max_distances, position, out_2P),
     )
-    done = position[0] == len(left.starts) - 1
+    done = position[0] == len(left_buckets.starts) - 1
     return out_2P[0, :num], out_2P[1, :num], None if done else (int(position[0]), int(position[1]), int(position[2]))
 
 
@@ -112,9 +124,11 @@ def _sort(column_N: Words, groups_S: Any, order_N: Any, starts_B: Any) -> None:
 @compiled
 def _collide(
     words_MC: Words,
+    halves_MH: Words,
     left_order: Any,
     left_starts: Any,
     words_NC: Words,
+    halves_NH: Words,
     right_order: Any,
     right_starts: Any,
     is_self: bool,
@@ -126,7 +140,7 @@ def _collide(
     cursor: Any,
     out_2P: Any,
 ) -> int:
-    halves_CT = np.empty((HALF_WORDS, _TILE), np.uint64)
+    halves_HT = np.empty((HALF_WORDS, _TILE), np.uint64)
     distances_T = np.empty(_TILE, np.int64)
     # Bytes of the groups up to the last one of the table: the pair is its own if no other of them is equal.
     others = (
@@ -146,8 +160,8 @@ def _collide(
             width = min(_TILE, right_stop - tile)
             for t in range(width):
                 row = right_order[tile + t]
-                for c in range(HALF_WORDS):
-                    halves_CT[c, t] = words_NC[row, c]
+                for h in range(HALF_WORDS):
+                    halves_HT[h, t] = halves_NH[row, h]
             first = left_start
             if cursor[2] >= 0:
                 first = cursor[2]
@@ -162,7 +176,7 @@ def _collide(
                     cursor[0], cursor[1], cursor[2] = bucket, tile, place
                     return num
                 left = left_order[place]
-                if _half_distances(words_MC[left], halves_CT, begin, distances_T[begin:width]) > max_half:
+                if _half_distances(halves_MH[left], halves_HT, begin, distances_T[begin:width]) > max_half:
                     continue
                 for t in range(begin, width):
                     if distances_T[t] > max_half:
@@ -180,12 +194,12 @@ def _collide(
 
 
 @compiled
-def _half_distances(words_C: Words, halves_CT: Words, begin: int, distances_T: Any) -> Any:
+def _half_distances(half_H: Words, halves_HT: Words, begin: int, distances_T: Any) -> Any:
     # Fills distances and returns the smallest. Slices of one axis are contiguous to Numba; two would be gathered.
     end = begin + distances_T.shape[0]
-    first, second = halves_CT[0][begin:end], halves_CT[1][begin:end]
-    third, fourth = halves_CT[2][begin:end], halves_CT[3][begin:end]
-    a, b, c, d = words_C[0], words_C[1], words_C[2], words_C[3]
+    first, second = halves_HT[0][begin:end], halves_HT[1][begin:end]
+    third, fourth = halves_HT[2][begin:end], halves_HT[3][begin:end]
+    a, b, c, d = half_H[0], half_H[1], half_H[2], half_H[3]
     nearest = np.int64(512)
     for t in range(distances_T.shape[0]):
         found = np.int64(

@@ -30,6 +30,7 @@ class UnionFind:
             raise DimensionError(f"num_rows must be at least 0, got {num_rows}")
         dtype = np.uint32 if num_rows < 2**32 else np.int64
         self._parents: npt.NDArray[np.uint32 | np.int64] = np.arange(num_rows, dtype=dtype)
+        self._is_flat = True
 
     def __len__(self) -> int:
         return len(self._parents)
@@ -49,6 +50,7 @@ class UnionFind:
                 raise DimensionError(f"rows of edges must be whole numbers, got {rows_E.dtype}")
             if rows_E.min() < 0 or rows_E.max() >= len(self):
                 raise DimensionError(f"an edge has row {rows_E.min()} or {rows_E.max()}, outside 0..{len(self) - 1}")
+        self._is_flat = False
         _unite(self._parents, np.array(left_E, np.int64), np.array(right_E, np.int64))
 
     def save(self, path: str | Path) -> None:
@@ -75,13 +77,15 @@ class UnionFind:
         wanted = result._parents
         if parents.dtype != wanted.dtype or parents.shape != wanted.shape or (parents > wanted).any():
             raise CorruptError(f"{path}: is no checkpoint of components of {num_rows} rows; start again without it")
-        result._parents = parents
+        result._parents, result._is_flat = parents, False
         return result
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return the smallest row of each row's component, (num_rows,)."""
-        _flatten(self._parents)
-        return self._parents.astype(np.int64)
+    def labels(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """Return the smallest row of each row's component, for the rows from ``start`` to ``stop`` (None: all)."""
+        if not self._is_flat:
+            _flatten(self._parents)
+            self._is_flat = True
+        return self._parents[start:stop].astype(np.int64)
 
 
 @compiled

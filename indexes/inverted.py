@@ -10,8 +10,8 @@ Two rows are compared where enough of their hashes are equal and their sketches 
   only.
 
 Time: a pass over the rows for each table, and comparisons in its buckets, which grow with the data. ``fit`` chooses how
-many hashes a table joins for the size of the pool and the crowding that it sees in the sample. Memory: 160 bytes or so
-of codes a row, 20 bytes a row and thread while it searches, and pieces of edges.
+many hashes a table joins for the size of the pool and the crowding that it sees in the sample. Memory: 100 to 350 bytes
+of codes a row, 40 more while it searches and 12 for each thread, and pieces of edges. Vectors may stay on disk.
 """
 
 import json
@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.errors import CorruptError, DimensionError, UsageError
-from curation.indexes.collisions import MAX_SIZE, START, Buckets, Cursor, Table, buckets, collisions, tables
+from curation.indexes.collisions import MAX_SIZE, START, Buckets, Coded, Cursor, Table, buckets, collisions, tables
 from curation.indexes.cross_polytope import SKETCH_WORDS, Words, compare, encode, num_rotations, random_signs
 from curation.indexes.exact import Edges, self_join
 from curation.indexes.identical import MAX_EDGES, distinct_rows, identical_rows, in_order, pieces, with_copies
@@ -42,7 +42,7 @@ _NUM_SIMULATED = 10_000  # pairs; the standard error of a recall of 0.99 is 0.00
 _NUM_SAMPLED = 10_000  # rows of the sample in which buckets are counted and that are joined exactly
 _SKETCH_MISSES = 0.3  # share of the misses that the sketches may make
 # Nanoseconds on one core, measured: a row in a table, a comparison of sketches, a row's rotation.
-_ROW_NS, _PAIR_NS, _ROTATION_NS = 70.0, 0.6, 400.0
+_ROW_NS, _PAIR_NS, _ROTATION_NS = 55.0, 0.6, 400.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class InvertedPairs:
         """Choose rotations and settings.
 
         Args:
-            sample_SD: L2-normalised float16 rows of the pool; some thousands. Without any, the pool is taken for
-                isotropic.
+            sample_SD: L2-normalised float16 rows of the pool, in an order that does not depend on its sharding. 10,000
+                are used; without any, the pool is taken for isotropic.
             num_rows: Rows of the pool, or of the largest part of it that is searched at a time.
             floors: Similarities above which pairs will be asked for.
             recall: Of pairs exactly at a floor.
@@ -121,10 +121,11 @@ class InvertedPairs:
         check_shape(sample_SD)
         dim = sample_SD.shape[1]
         signs_RW = random_signs(dim, MAX_ROTATIONS, seed)
-        sample_SD = sample_SD[distinct_rows(len(sample_SD), identical_rows(sample_SD, -np.inf))]
-        words_SC = encode(sample_SD[:_NUM_SAMPLED], signs_RW, num_threads)
+        rows_S = distinct_rows(len(sample_SD), identical_rows(sample_SD, -np.inf))
+        sample_SD = sample_SD[rows_S[:: -(-len(rows_S) // _NUM_SAMPLED) or 1]]
+        words_SC = encode(sample_SD, signs_RW, num_threads)
         crowding = [_crowding(words_SC, size) for size in range(1, MAX_SIZE + 1)]
-        joined = list(self_join(sample_SD[:_NUM_SAMPLED], min(floors), num_threads=num_threads))
+        joined = list(self_join(sample_SD, min(floors), num_threads=num_threads))
         rng = np.random.default_rng(seed)
         settings = []
         for floor in sorted(set(floors)):
@@ -209,6 +210,7 @@ class InvertedPairs:
             found = cls(int(about["dim"]), signs_RW, settings, int(about["num_rows"]))
             if found.code_bytes != about["code_bytes"] or random_signs(found.dim, 0, 0).shape[1] != signs_RW.shape[1]:
                 raise ValueError("its rotations do not fit its description")
+            found._check()
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile, DimensionError) as error:
             raise CorruptError(f"{path}: is not a fitted pair search: {error}; fit it again") from error
         return found
@@ -224,6 +226,17 @@ class InvertedPairs:
             ],
         }
 
+    def _check(self) -> None:
+        # What kernels take on trust.
+        for setting in self.settings:
+            counts = (setting.size, setting.rotations, setting.max_half_distance, setting.max_distance)
+            limits = (MAX_SIZE, num_rotations(self._signs_RW), 512, 512)
+            if not all(isinstance(n, int) and 1 <= n <= most for n, most in zip(counts, limits, strict=True)):
+                raise ValueError(f"its setting for {setting.floor} is out of range")
+        floors = [setting.floor for setting in self.settings]
+        if not floors or floors != sorted(floors):
+            raise ValueError("its floors are not ascending")
+
     def _setting(self, floor: float) -> Setting:
         fitted = [setting for setting in self.settings if setting.floor <= floor]
         if not fitted:
@@ -234,6 +247,8 @@ class InvertedPairs:
 
     def _words(self, vectors_ND: Vectors, codes_NW: npt.NDArray[np.uint8]) -> Words:
         check_shape(vectors_ND, self.dim)
+        if len(vectors_ND) > np.iinfo(np.int32).max:
+            raise DimensionError(f"{len(vectors_ND)} rows are too many to search at a time: cut them into blocks")
         wanted = (len(vectors_ND), self.code_bytes)
         if codes_NW.dtype != np.uint8 or codes_NW.shape != wanted:
             raise DimensionError(f"codes must be uint8 {wanted}, got {codes_NW.dtype} {codes_NW.shape}")
@@ -245,7 +260,7 @@ class _Side:
 
     def __init__(self, vectors_ND: Vectors, words_NC: Words, rows_P: Rows) -> None:
         self.vectors = vectors_ND
-        self.words = words_NC if len(rows_P) == len(words_NC) else words_NC[rows_P]
+        self.codes = Coded.of(words_NC if len(rows_P) == len(words_NC) else words_NC[rows_P])
         self.rows = rows_P
 
 
@@ -254,10 +269,10 @@ def _search(left: _Side, right: _Side, setting: Setting, floor: float, num_threa
 
     def step(table: Table, sides: tuple[Buckets, Buckets] | None, cursor: Cursor) -> tuple[Edges, Any]:
         if sides is None:
-            of_left = buckets(left.words, table)
-            sides = of_left, of_left if left is right else buckets(right.words, table)
+            of_left = buckets(left.codes.words, table)
+            sides = of_left, of_left if left is right else buckets(right.codes.words, table)
         left_places, right_places, rest = collisions(
-            left.words, sides[0], right.words, sides[1], table, allowed, cursor, MAX_EDGES
+            left.codes, sides[0], right.codes, sides[1], table, allowed, cursor, MAX_EDGES
         )
         left_P, right_P = left.rows[left_places], right.rows[right_places]
         found_P = stored_similarities(left.vectors, right.vectors, left_P, right_P)

@@ -34,6 +34,7 @@ def test_labels_are_the_smallest_rows_of_components_in_any_order_of_edges():
             components.add(left[part], right[part].astype(np.int32))
             components.labels()  # looking changes nothing
         assert components.labels().tolist() == wanted
+        assert components.labels(300, 700).tolist() == wanted[300:700]
         assert components.labels().dtype == np.int64
 
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -212,7 +214,7 @@ def test_a_saved_search_is_the_same(inverted, tmp_path):
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "text", "pickle", "other"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "text", "pickle", "other", "more rotations", "no floors"])
 def test_a_damaged_file_is_refused(inverted, tmp_path, damage):
     path = tmp_path / "pairs.npz"
     inverted.save(path)
@@ -228,6 +230,15 @@ def test_a_damaged_file_is_refused(inverted, tmp_path, damage):
         case "other":
             with np.load(path) as arrays:
                 np.savez(path, **(dict(arrays) | {"signs": arrays["signs"][:-1]}))
+        case "more rotations" | "no floors":
+            with np.load(path) as arrays:
+                kept = dict(arrays)
+            about = json.loads(kept["about"].tobytes())
+            if damage == "no floors":
+                about["floors"] = []
+            else:
+                about["floors"][0]["rotations"] = 60
+            np.savez(path, **(kept | {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}))
     with pytest.raises(CorruptError, match="fit it again"):
         InvertedPairs.load(path)
 

@@ -216,9 +216,56 @@ class DedupConfig(Settings):
 
     threshold: float = Field(0.6, gt=0, lt=1, description="Cosine above which two pool images are copies.")
     reference_threshold: float = Field(0.45, gt=0, lt=1, description="Cosine above which an image copies a reference.")
+    edge_floor: float = Field(
+        0.5, gt=0, lt=1, description="Pairs of pool images are kept down to it: `threshold` moves above it at no cost."
+    )
+    reference_floor: float = Field(
+        0.4, gt=0, lt=1, description="The same for pairs with references and `reference_threshold`."
+    )
+    decontaminate: Literal["component", "neighbours"] = Field(
+        "component",
+        description=(
+            "What goes when an image copies a reference. component: everything connected to it, as in the paper; "
+            "neighbours: only the images that copy a reference themselves."
+        ),
+    )
+    min_similarity_to_representative: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description=(
+            "Split components whose members are chained together, so that every member has this cosine with the image "
+            "that represents it; null: components stay whole."
+        ),
+    )
+    backend: Literal["auto", "exact", "inverted"] = Field(
+        "auto", description="How pairs are searched. auto: exact up to exact_max_rows pool images, else inverted."
+    )
+    exact_max_rows: int = Field(200_000, ge=0, description="Pool images up to which auto compares all pairs.")
+    recall: float = Field(
+        0.99, gt=0, lt=1, description="Share of the pairs above the floor that the inverted search is fitted to find."
+    )
+    sample_size: int = Field(20_000, ge=1_000, description="Images that the inverted search is fitted on.")
+    block_rows: int = Field(
+        500_000, ge=1, description="Images on each side of a search task; two such groups are in memory at a time."
+    )
+    max_edges_per_row: int = Field(
+        64, ge=1, description="A task with more pairs an image than this keeps a maximum spanning forest of them."
+    )
     max_dropped_fraction: float = Field(
         0.5, gt=0, le=1, description="Stop, with the audit, when references would drop more of the pool than this."
     )
+
+    @model_validator(mode="after")
+    def _floors_are_below_thresholds(self) -> Self:
+        for name, floor_name in (("threshold", "edge_floor"), ("reference_threshold", "reference_floor")):
+            value, floor = getattr(self, name), getattr(self, floor_name)
+            if value < floor:
+                raise ValueError(
+                    f"{name} {value:g} is below {floor_name} {floor:g}, and pairs below it are not searched; lower "
+                    f"{floor_name} too, which searches again"
+                )
+        return self
 
 
 class EmbedConfig(Settings):

@@ -56,6 +56,8 @@ DECODE_ERROR = pa.field("decode_error", pa.string())  # one of IMAGE_REASONS: ch
 SSCD_DIM = 512
 SSCD_DESCRIPTOR = pa.field("sscd", pa.list_(pa.float16(), SSCD_DIM))  # L2-normalised
 SCORE_BIAS = pa.field("score_bias", pa.float64())  # mean cosine with the 3 nearest of the background sample; else null
+SEARCHED = pa.field("searched", pa.bool_())  # kept so far, and with a descriptor that can be compared
+SEARCH_CODE = pa.field("code", pa.binary())  # what the approximate search compares first; empty: it is exact
 REJECT_REASON = pa.field("reject_reason", pa.string())  # null means kept
 DUPLICATE_OF = pa.field("duplicate_of", pa.string())  # image id of the kept, seed or reference image
 SIMILARITY = pa.field("similarity", pa.float32())  # cosine with duplicate_of, rounded to 1e-6
@@ -87,6 +89,7 @@ FACES = Table(
 )
 FACES_VERDICT = Table("faces_verdict", pa.schema([REJECT_REASON]))
 SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR, SCORE_BIAS]))
+DEDUP_CODES = Table("dedup_codes", pa.schema([SEARCHED, SEARCH_CODE]))
 DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPONENT_ID, COMPONENT_SIZE]))
 CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY]))
 RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT, BALANCED]))
@@ -129,6 +132,16 @@ MANIFEST = pa.schema(
         SEED_SIMILARITY,
         NOMINAL_COUNT,
         BALANCED,
+    ]
+)
+
+EDGES = pa.schema(  # pairs of images whose cosine is above a floor
+    [
+        pa.field("left_shard", pa.int32()),
+        pa.field("left_row", pa.int32()),
+        pa.field("right_shard", pa.int32()),
+        pa.field("right_row", pa.int32()),
+        pa.field("millionths", pa.int32()),  # cosine, rounded to 1e-6, as a whole number
     ]
 )
 

@@ -1,15 +1,17 @@
 """What a stage is. A stage knows neither who runs it nor where data lies.
 
-Three shapes, by what they look at:
+Four shapes, by what they look at:
 
 - ``ImageStage``: decoded images of one shard. ``prepare`` turns one image into what the model eats and runs in a decode
   thread; the call runs on a batch. Several image stages share one read and one decode of a shard.
 - ``MapStage``: row-aligned tables of one shard in, one row-aligned table out.
+- ``BlockStage``: two groups of shards in, pairs of their rows out: how what is quadratic is cut into tasks.
 - ``ReduceStage``: all shards of a run in, row-aligned tables and artefacts out, in bounded memory.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -78,7 +80,7 @@ class ShardView:
         collection: ``pool``, ``seeds/<name>`` or ``references/<name>``.
         shard: Zero-based number.
         num_rows: Rows of the shard.
-        kept: Which rows no earlier verdict rejects, shape (num_rows,).
+        keep: Returns ``kept``.
         read: Returns a table, or some of its columns.
         images: Yields ``(row, encoded bytes)`` for the rows asked for.
         tar: Path of the blurred tar relative to the run; empty if there is none.
@@ -87,10 +89,35 @@ class ShardView:
     collection: str
     shard: int
     num_rows: int
-    kept: npt.NDArray[np.bool_] = field(repr=False)
+    keep: Callable[[], npt.NDArray[np.bool_]] = field(repr=False)
     read: Callable[..., pa.Table] = field(repr=False)
     images: Callable[[npt.NDArray[np.int64]], Iterator[tuple[int, bytes]]] = field(repr=False)
     tar: str = ""
+
+    @cached_property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """Which rows no earlier verdict rejects, shape (num_rows,)."""
+        return self.keep()
+
+
+class BlockStage(Protocol):
+    """Pairs of rows of two groups of shards."""
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    reads: tuple[Table, ...]
+    writes: pa.Schema
+
+    def __call__(
+        self, left: Sequence[ShardView], right: Sequence[ShardView] | None, scratch: Path
+    ) -> Iterator[pa.Table]:
+        """Yield tables of pairs, of ``writes``; empty ones too, so that work without a result can be stopped.
+
+        Args:
+            left: Shards of one collection.
+            right: Shards of one collection; None: ``left`` with itself, each pair once.
+            scratch: An empty folder of this machine.
+        """
 
 
 class ReduceInputs(Protocol):
@@ -101,6 +128,9 @@ class ReduceInputs(Protocol):
 
     def collections(self, kind: str) -> list[str]:
         """Return the collections of a kind (``pool``, ``seeds``, ``references``), sorted."""
+
+    def pairs(self, step: str, left: str, right: str) -> Iterator[pa.RecordBatch]:
+        """Yield what a block stage found between two collections, in bounded batches."""
 
     def artefacts(self, step: str) -> Path:
         """Return a folder with the files that an earlier step made."""

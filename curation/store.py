@@ -11,6 +11,7 @@ Layout below the run's URL::
     <collection>/<step>/00000017-<attempt>.parquet
     <collection>/raw/00000017-<attempt>.tar   fetched bytes; deleted once the shard is blurred
     <collection>/images/00000017-<attempt>.tar
+    edges/<left>+<right>/<step>/00000017.json    marker of a block of two collections, beside its Parquet file
 
 Nothing is renamed and nothing is overwritten but markers. Data is written under a name that no other attempt uses, and
 exists for readers once a marker, written last, names it. A marker cut short by a crash is no JSON and counts as absent.

@@ -4,12 +4,13 @@ The smaller root becomes the parent, so every parent is at most its child and ea
 whatever the order of edges. Paths are halved while they are walked (Tarjan and van Leeuwen, 1984).
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import DimensionError
+from curation.errors import CorruptError, DimensionError
 from curation.indexes.compiled import compiled
 
 
@@ -29,6 +30,7 @@ class UnionFind:
             raise DimensionError(f"num_rows must be at least 0, got {num_rows}")
         dtype = np.uint32 if num_rows < 2**32 else np.int64
         self._parents: npt.NDArray[np.uint32 | np.int64] = np.arange(num_rows, dtype=dtype)
+        self._is_flat = True
 
     def __len__(self) -> int:
         return len(self._parents)
@@ -48,12 +50,42 @@ class UnionFind:
                 raise DimensionError(f"rows of edges must be whole numbers, got {rows_E.dtype}")
             if rows_E.min() < 0 or rows_E.max() >= len(self):
                 raise DimensionError(f"an edge has row {rows_E.min()} or {rows_E.max()}, outside 0..{len(self) - 1}")
+        self._is_flat = False
         _unite(self._parents, np.array(left_E, np.int64), np.array(right_E, np.int64))
 
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Return the smallest row of each row's component, (num_rows,)."""
-        _flatten(self._parents)
-        return self._parents.astype(np.int64)
+    def save(self, path: str | Path) -> None:
+        """Write what has been joined so far to an ``.npy`` file, for ``load`` to go on from.
+
+        Adding edges again changes nothing, so a checkpoint need not say exactly which edges it holds.
+        """
+        with Path(path).open("wb") as file:
+            np.save(file, self._parents, allow_pickle=False)
+
+    @classmethod
+    def load(cls, path: str | Path, num_rows: int) -> "UnionFind":
+        """Return the components that ``save`` wrote.
+
+        Raises:
+            CorruptError: The file is missing, damaged, or of another number of rows.
+        """
+        result = cls(num_rows)
+        try:
+            with Path(path).open("rb") as file:
+                parents = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise CorruptError(f"{path}: is not a checkpoint of components: {error}; start again without it") from error
+        wanted = result._parents
+        if parents.dtype != wanted.dtype or parents.shape != wanted.shape or (parents > wanted).any():
+            raise CorruptError(f"{path}: is no checkpoint of components of {num_rows} rows; start again without it")
+        result._parents, result._is_flat = parents, False
+        return result
+
+    def labels(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.int64]:
+        """Return the smallest row of each row's component, for the rows from ``start`` to ``stop`` (None: all)."""
+        if not self._is_flat:
+            _flatten(self._parents)
+            self._is_flat = True
+        return self._parents[start:stop].astype(np.int64)
 
 
 @compiled

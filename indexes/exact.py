@@ -52,7 +52,11 @@ class Neighbours(NamedTuple):
 
 
 def self_join(
-    vectors_ND: Vectors, threshold: float, block_rows: int = BLOCK_ROWS, num_threads: int | None = None
+    vectors_ND: Vectors,
+    threshold: float,
+    block_rows: int = BLOCK_ROWS,
+    num_threads: int | None = None,
+    chosen: Rows | None = None,
 ) -> Iterator[Edges]:
     """Yield all pairs of rows i < j whose rounded similarity is above ``threshold``.
 
@@ -62,6 +66,7 @@ def self_join(
         block_rows: Rows compared at a time: a few times ``block_rows * dim * 4`` bytes of memory, plus at most about
             4 million pairs.
         num_threads: Threads; None: Faiss's setting.
+        chosen: Only these rows, ascending; None: all.
 
     Yields:
         Non-empty edges, each pair once. The set of pairs does not depend on blocks or threads.
@@ -73,13 +78,16 @@ def self_join(
     check_shape(vectors_ND)
     for start, stop in blocks(len(vectors_ND), block_rows):
         widen(vectors_ND[start:stop], first_row=start)
-    for left_start, left_stop in blocks(len(vectors_ND), block_rows):
-        left_BD = widen(vectors_ND[left_start:left_stop])
-        for start, stop in blocks(len(vectors_ND), block_rows):
+    rows_P = np.arange(len(vectors_ND)) if chosen is None else chosen
+    for left_start, left_stop in blocks(len(rows_P), block_rows):
+        left_B = rows_P[left_start:left_stop]
+        left_BD = widen(vectors_ND[left_B])
+        for start, stop in blocks(len(rows_P), block_rows):
             if start < left_start:
                 continue
-            right_BD = left_BD if start == left_start else widen(vectors_ND[start:stop])
-            yield from _join(left_BD, right_BD, left_start, start, threshold, num_threads)
+            right_B = rows_P[start:stop]
+            right_BD = left_BD if start == left_start else widen(vectors_ND[right_B])
+            yield from _join(left_BD, right_BD, left_B, right_B, threshold, num_threads)
 
 
 def cross_join(
@@ -88,6 +96,8 @@ def cross_join(
     threshold: float,
     block_rows: int = BLOCK_ROWS,
     num_threads: int | None = None,
+    chosen_queries: Rows | None = None,
+    chosen_references: Rows | None = None,
 ) -> Iterator[Edges]:
     """Yield all (query, reference) rows whose rounded similarity is above ``threshold``.
 
@@ -97,11 +107,17 @@ def cross_join(
     check_shape(references_ND, queries_QD.shape[1])
     for start, stop in blocks(len(references_ND), block_rows):
         widen(references_ND[start:stop], first_row=start)
-    for query_start, query_stop in blocks(len(queries_QD), block_rows):
-        queries_BD = widen(queries_QD[query_start:query_stop], first_row=query_start)
-        for start, stop in blocks(len(references_ND), block_rows):
-            references_BD = widen(references_ND[start:stop])
-            yield from _join(queries_BD, references_BD, query_start, start, threshold, num_threads)
+    for start, stop in blocks(len(queries_QD), block_rows):
+        widen(queries_QD[start:stop], first_row=start)
+    queries_P = np.arange(len(queries_QD)) if chosen_queries is None else chosen_queries
+    references_P = np.arange(len(references_ND)) if chosen_references is None else chosen_references
+    for query_start, query_stop in blocks(len(queries_P), block_rows):
+        queries_B = queries_P[query_start:query_stop]
+        queries_BD = widen(queries_QD[queries_B])
+        for start, stop in blocks(len(references_P), block_rows):
+            references_B = references_P[start:stop]
+            references_BD = widen(references_ND[references_B])
+            yield from _join(queries_BD, references_BD, queries_B, references_B, threshold, num_threads)
 
 
 def nearest(
@@ -184,7 +200,7 @@ def no_neighbours(num_queries: int, k: int) -> Neighbours:
 
 
 def _join(
-    left_MD: Singles, right_ND: Singles, left_row: int, right_row: int, threshold: float, num_threads: int | None
+    left_MD: Singles, right_ND: Singles, left_M: Rows, right_N: Rows, threshold: float, num_threads: int | None
 ) -> Iterator[Edges]:
     for left_P, right_P in preselect.above(left_MD, right_ND, threshold, num_threads):
         if left_MD is right_ND:  # a block with itself: each pair once
@@ -194,7 +210,7 @@ def _join(
         (kept,) = np.nonzero(found_P > threshold)
         if len(kept):
             kept = kept[np.lexsort((right_P[kept], left_P[kept]))]
-            yield Edges(left_P[kept] + left_row, right_P[kept] + right_row, found_P[kept])
+            yield Edges(left_M[left_P[kept]], right_N[right_P[kept]], found_P[kept])
 
 
 @compiled

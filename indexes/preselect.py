@@ -24,6 +24,11 @@ def score_error(dim: int) -> float:
     return (dim + 16) * 2.0**-23
 
 
+def thread_count(num_threads: int | None) -> int:
+    """Return ``num_threads``, at least 1; None: as many as Faiss would use."""
+    return max(1, faiss.omp_get_max_threads() if num_threads is None else num_threads)
+
+
 @contextmanager
 def threads(num_threads: int | None) -> Iterator[None]:
     """Let Faiss use ``num_threads`` threads inside the block; None: leave it as it is.

@@ -85,6 +85,15 @@ def pair_similarities(left_ND: Singles, right_MD: Singles, left_P: Rows, right_P
     return result
 
 
+def stored_similarities(left_MD: Vectors, right_ND: Vectors, left_P: Rows, right_P: Rows) -> Similarities:
+    """Like ``pair_similarities``, from checked float16 rows in an array or a memory map, which are not copied."""
+    result = np.empty(len(left_P), np.float64)
+    _stored_similarities(
+        np.asarray(left_MD).view(np.uint16), np.asarray(right_ND).view(np.uint16), left_P, right_P, result
+    )
+    return result
+
+
 @compiled
 def similarity(left_D: Singles, right_D: Singles) -> Any:
     """Return the rounded similarity of two widened rows; for other kernels to call."""
@@ -101,13 +110,35 @@ def _pair_similarities(left_ND: Singles, right_MD: Singles, left_P: Rows, right_
 
 
 @compiled
+def _stored_similarities(left_MD: Any, right_ND: Any, left_P: Any, right_P: Any, out_P: Similarities) -> None:
+    # As _widen and _scale do it, row by row: 2^112 twice.
+    left_D = np.empty(left_MD.shape[1], np.uint32)
+    right_D = np.empty(left_MD.shape[1], np.uint32)
+    left, right = left_D.view(np.float32), right_D.view(np.float32)
+    before = np.int64(-1)
+    for p in range(left_P.shape[0]):
+        if left_P[p] != before:
+            before = np.int64(left_P[p])
+            _widen_row(left_MD[before], left_D)
+        _widen_row(right_ND[right_P[p]], right_D)
+        total = 0.0
+        for j in range(left.shape[0]):
+            total += np.float64(left[j]) * np.float64(right[j])
+        out_P[p] = np.rint(total * 2.0**224 * PER_UNIT) / PER_UNIT
+
+
+@compiled
+def _widen_row(bits_D: Any, out_D: npt.NDArray[np.uint32]) -> None:
+    for j in range(bits_D.shape[0]):
+        half = np.uint32(bits_D[j])
+        out_D[j] = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | ((half & np.uint32(0x8000)) << np.uint32(16))
+
+
+@compiled
 def _widen(bits_ND: npt.NDArray[np.uint16], out_ND: npt.NDArray[np.uint32]) -> None:
     # Exponent and fraction move to their float32 places; _scale mends the exponent bias. 7x faster than astype.
     for i in range(bits_ND.shape[0]):
-        for j in range(bits_ND.shape[1]):
-            half = np.uint32(bits_ND[i, j])
-            sign = (half & np.uint32(0x8000)) << np.uint32(16)
-            out_ND[i, j] = ((half & np.uint32(0x7FFF)) << np.uint32(13)) | sign
+        _widen_row(bits_ND[i], out_ND[i])
 
 
 @compiled

@@ -70,6 +70,11 @@ class Context:
         resources = self.config.resources.get(stage, self.config.resources.get("default"))
         return "cuda" if resources is not None and resources.gpus > 0 else "cpu"
 
+    def num_threads(self, stage: str) -> int:
+        """Return how many threads a unit of a stage may use: the CPUs that the settings give its worker."""
+        resources = self.config.resources.get(stage, self.config.resources.get("default"))
+        return 1 if resources is None else max(1, int(resources.cpus))
+
     def collections(self, kind: str) -> list[str]:
         """Return the collections of a kind: ``pool``, ``seeds`` or ``references``."""
         if kind == "pool":

@@ -11,9 +11,9 @@ from curation import schema
 from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
 from curation.models.weights import registered
-from curation.pipelines import kmeans_rounds
+from curation.pipelines import blocks, kmeans_rounds
 from curation.pipelines.context import Context
-from curation.pipelines.freshness import Assessed, assess, collections
+from curation.pipelines.freshness import Assessed, assess, collections, folders
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.purge import rejected_but_stored
@@ -130,7 +130,7 @@ def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = 
     for index, step in enumerate(steps):
         if step.stage not in stages and not (step.protected and index > first):
             continue
-        found = [context.run.markers(collection, step.name) for collection in collections(context, step)]
+        found = [context.run.markers(folder, step.name) for folder in folders(context, step)]
         markers = [marker for shards in found for marker in shards.values()]
         if markers:
             lines.append(
@@ -180,8 +180,8 @@ def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Ev
         CorruptError: What is damaged cannot be made again unless it is asked for.
     """
     steps = {step.name: step for step in plan.steps}
-    known = [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
-    for collection, name, shard, path in list(context.run.damaged(known)):
+    known = _collections(context)
+    for collection, name, shard, path in list(context.run.damaged([*known, *_block_folders(context, plan)])):
         step = steps.get(name)
         if step is not None and (step.protected or step.reads_raw):
             redo = dict.fromkeys(("fetch", step.stage) if step.reads_raw else (step.stage,))
@@ -194,11 +194,12 @@ def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Ev
 
 def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
     """Delete what killed attempts left, and fetched bytes whose blurred copy is finished."""
-    known = [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
+    known = _collections(context)
     for collection in known:
         crawled = context.run.artefact_marker(crawl_marker(collection))
         if crawled is not None:
             context.run.forget_shards(collection, crawled.num_shards)
+    blocks.forget_gone(context, plan)
     for step in steps:
         if step.kind != "images" or not any(is_last_to_read_raw(step, collection) for collection in known):
             continue
@@ -208,7 +209,15 @@ def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
             unit = found.unit
             if found.state == "done" and unit.shard is not None and is_last_to_read_raw(step, unit.collection):
                 forget_raw(context, unit.collection, unit.shard)
-    context.run.collect_garbage(known)
+    context.run.collect_garbage([*known, *_block_folders(context, plan)])
+
+
+def _collections(context: Context) -> list[str]:
+    return [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
+
+
+def _block_folders(context: Context, plan: Plan) -> list[str]:
+    return [folder for step in plan.steps if step.kind == "blocks" for folder in blocks.places(context, step)]
 
 
 def _is_crawled(context: Context, collection: str) -> bool:

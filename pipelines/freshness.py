@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from curation.fingerprint import fingerprint
+from curation.pipelines import blocks
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Unit, crawl_marker, shard_markers
@@ -34,7 +35,10 @@ class Assessed:
 
 def assess(context: Context, plan: Plan, step: Step) -> Iterator[Assessed]:
     """Yield every unit of a step; steps before it must have been finished for the answer to be final."""
-    fixed = _fixed_inputs(context, step)
+    fixed = _fixed_inputs(context, plan, step)
+    if step.kind == "blocks":
+        yield from (_assessed(*found) for found in blocks.units(context, step, fixed))
+        return
     if step.kind == "reduce":
         yield _reduce(context, plan, step, fixed)
         return
@@ -51,9 +55,14 @@ def collections(context: Context, step: Step) -> list[str]:
     return [collection for kind in step.collections for collection in context.collections(kind)]
 
 
+def folders(context: Context, step: Step) -> list[str]:
+    """Return the folders below which the markers of a step on shards or blocks lie."""
+    return blocks.places(context, step) if step.kind == "blocks" else collections(context, step)
+
+
 def shard_unit(context: Context, plan: Plan, step: Step, collection: str, shard: int) -> Unit:
     """Return the unit of a step on one shard, with the causes as they are now."""
-    fixed = _fixed_inputs(context, step) | {"settings": fingerprint(step.settings(context.config, collection))}
+    fixed = _fixed_inputs(context, plan, step) | {"settings": fingerprint(step.settings(context.config, collection))}
 
     def markers(tables: Sequence[Table]) -> dict[str, Marker | None]:
         existing = step.existing(tables, collection, plan)
@@ -147,11 +156,15 @@ def _has_its_tables(context: Context, plan: Plan, step: Step, unit: Unit) -> boo
     return True
 
 
-def _fixed_inputs(context: Context, step: Step) -> dict[str, str]:
+def _fixed_inputs(context: Context, plan: Plan, step: Step) -> dict[str, str]:
     inputs = {"step": step.name, "version": str(step.version)}
     for name in step.weights(context.config):
         inputs[f"weights {name}"] = context.weights(name).sha256
     for needed in step.needs:
+        if plan.step(needed).kind == "blocks":
+            found = blocks.digests(context, plan.step(needed))
+            inputs |= {f"table {folder}/{needed}": digest for folder, digest in found.items()}
+            continue
         marker = context.run.artefact_marker(needed)
         inputs[f"artefact {needed}"] = "" if marker is None else marker.digest
     return inputs

@@ -1,36 +1,33 @@
 """The plan of LVD-142M: every stage, its steps, and what shapes their output."""
 
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 from curation import __version__, schema
-from curation.config import EmbedConfig, RunConfig, Settings
+from curation.config import EmbedConfig, RunConfig
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
 from curation.pipelines.context import Context
+from curation.pipelines.dedup_steps import UNIQUE, deduplicate
 from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
+from curation.pipelines.step_settings import limits, plain
 from curation.stages.cluster import ClusterFit, ClusterStage
 from curation.stages.cluster_summary import ClusterBaseline, ClusterSummary
-from curation.stages.dedup import DedupStage
 from curation.stages.index import IndexStage
 from curation.stages.manifest import ManifestStage
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
 from curation.stages.pca_hash_groups import PcaHashGroups
 from curation.stages.retrieve import RetrieveStage
-from curation.stages.sscd_fit import POSTPROCESS_FILE, SscdFit
 from curation.stages.verdicts import FacesVerdict, NsfwVerdict
 
 _ALL = ("pool", "seeds", "references")
 _POOL = ("pool",)
 _OURS = ("pool", "seeds")
 _FETCHED = (schema.FETCH,)
-_STORED = (schema.FETCH, schema.PCA_HASH_VERDICT, schema.NSFW_VERDICT, schema.FACES_VERDICT)
-_UNIQUE = (*_STORED, schema.DEDUP)
-_RETRIEVED = (*_UNIQUE, schema.RETRIEVE)
+_RETRIEVED = (*UNIQUE, schema.RETRIEVE)
 
 
 def build_plan(config: RunConfig) -> Plan:
@@ -39,7 +36,7 @@ def build_plan(config: RunConfig) -> Plan:
     Raises:
         PlanError: If a step reads what no earlier step writes.
     """
-    plan = Plan((*_bring_in(), *_hash(), *_screen(), *_deduplicate(), *_select()))
+    plan = Plan((*_bring_in(), *_hash(), *_screen(), *deduplicate(), *_select()))
     _check_resources(config, plan)
     return plan
 
@@ -56,9 +53,9 @@ def _bring_in() -> tuple[Step, ...]:
             writes=schema.CRAWL,
             protected=True,
             settings=lambda config, collection: {
-                "inputs": [_plain(entry) for entry in inputs_of(config, collection)],
-                "shards": _plain(config.shards),
-                "crawl": _plain(config.crawl),
+                "inputs": [plain(entry) for entry in inputs_of(config, collection)],
+                "shards": plain(config.shards),
+                "crawl": plain(config.crawl),
             },
         ),
         Step(
@@ -72,7 +69,7 @@ def _bring_in() -> tuple[Step, ...]:
             writes=schema.FETCH,
             protected=True,
             settings=lambda config, collection: {
-                "images": _limits(config),
+                "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
                 "respect_robots": config.fetch.respect_robots,
@@ -97,7 +94,7 @@ def _hash() -> tuple[Step, ...]:
             fitted=True,
             reads_raw=True,
             settings=lambda config, _: {
-                "pca_hash": _plain(config.pca_hash, "hamming_radius"),
+                "pca_hash": plain(config.pca_hash, "hamming_radius"),
                 "seed": config.seed,
                 **_hash_features(config),
             },
@@ -120,7 +117,7 @@ def _hash() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "method": config.pca_hash.method,
                 "side_px": config.pca_hash.side_px,
-                "images": _limits(config),
+                "images": limits(config),
                 **_hash_features(config),
             },
             weights=_hash_weights,
@@ -154,7 +151,7 @@ def _screen() -> tuple[Step, ...]:
             writes=schema.NSFW,
             shares_pass=("faces",),
             reads_raw=True,
-            settings=lambda config, _: {"images": _limits(config)},
+            settings=lambda config, _: {"images": limits(config)},
             weights=lambda config: (config.nsfw.weights,),
         ),
         Step(
@@ -183,8 +180,8 @@ def _screen() -> tuple[Step, ...]:
             reads_raw=True,
             protected=True,
             settings=lambda config, _: {
-                "faces": _plain(config.faces),
-                "images": _limits(config),
+                "faces": plain(config.faces),
+                "images": limits(config),
             },
             weights=lambda config: (config.faces.weights,),
         ),
@@ -202,60 +199,6 @@ def _screen() -> tuple[Step, ...]:
     )
 
 
-def _deduplicate() -> tuple[Step, ...]:
-    return (
-        Step(
-            "sscd_fit",
-            "sscd",
-            "reduce",
-            SscdFit.version,
-            _POOL,
-            lambda context: SscdFit(context.config.sscd, context.config.images, context.config.seed, _copies(context)),
-            reads=SscdFit.reads,
-            after=_STORED,
-            makes=(POSTPROCESS_FILE,),
-            fitted=True,
-            settings=lambda config, _: {
-                "seed": config.seed,
-                "sample_size": config.sscd.sample_size,
-                **_sscd_settings(config),
-            },
-            weights=lambda config: (config.sscd.weights,),
-        ),
-        Step(
-            "sscd",
-            "sscd",
-            "images",
-            3,
-            _ALL,
-            _sscd,
-            reads=(schema.FETCH, schema.FACES),
-            after=_STORED,
-            writes=schema.SSCD,
-            needs=("sscd_fit",),
-            settings=lambda config, _: _sscd_settings(config),
-            weights=lambda config: (config.sscd.weights,),
-        ),
-        Step(
-            "dedup",
-            "dedup",
-            "reduce",
-            DedupStage.version,
-            _ALL,
-            lambda context: DedupStage(context.config),
-            reads=DedupStage.reads,
-            after=_STORED,
-            writes=schema.DEDUP,
-            writes_for=_OURS,
-            makes=DedupStage.artefacts,
-            settings=lambda config, _: {
-                "dedup": _plain(config.dedup),
-                "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
-            },
-        ),
-    )
-
-
 def _select() -> tuple[Step, ...]:
     return (
         Step(
@@ -266,9 +209,9 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             _embed,
             reads=(schema.FETCH, schema.FACES),
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.EMBED,
-            settings=lambda config, _: {"embed": _encoder_settings(config), "images": _limits(config)},
+            settings=lambda config, _: {"embed": _encoder_settings(config), "images": limits(config)},
             weights=_encoder_weights,
             check=_check_encoder,
         ),
@@ -280,9 +223,9 @@ def _select() -> tuple[Step, ...]:
             _POOL,
             lambda context: IndexStage(),
             reads=IndexStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=IndexStage.artefacts,
-            settings=lambda config, _: {"index": _plain(config.index)},
+            settings=lambda config, _: {"index": plain(config.index)},
         ),
         Step(
             "cluster_fit",
@@ -292,12 +235,12 @@ def _select() -> tuple[Step, ...]:
             _POOL,
             lambda context: ClusterFit(context.config.cluster, context.config.seed),
             reads=ClusterFit.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=ClusterFit.artefacts,
             fitted=True,
             in_rounds=True,
             settings=lambda config, _: {
-                "cluster": _plain(config.cluster),
+                "cluster": plain(config.cluster),
                 "seed": config.seed,
                 "embed": _encoder_settings(config),
             },
@@ -311,7 +254,7 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             lambda context: ClusterStage(context.artefacts("cluster_fit")),
             reads=ClusterStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.CLUSTER,
             needs=("cluster_fit",),
         ),
@@ -323,7 +266,7 @@ def _select() -> tuple[Step, ...]:
             _POOL,
             lambda context: ClusterBaseline(context.config.seed),
             reads=ClusterBaseline.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=ClusterBaseline.artefacts,
             needs=("cluster_fit",),
             fitted=True,
@@ -337,7 +280,7 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             lambda context: ClusterSummary(context.config.seed),
             reads=ClusterSummary.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             makes=ClusterSummary.artefacts,
             needs=("cluster_baseline",),
             settings=lambda config, _: {"seed": config.seed},
@@ -350,14 +293,14 @@ def _select() -> tuple[Step, ...]:
             _OURS,
             lambda context: RetrieveStage(context.config),
             reads=RetrieveStage.reads,
-            after=_UNIQUE,
+            after=UNIQUE,
             writes=schema.RETRIEVE,
             writes_for=_POOL,
             needs=("index", "cluster_fit"),
             settings=lambda config, _: {
                 "seed": config.seed,
-                "retrieve": _plain(config.retrieve),
-                "seeds": {name: _plain(seeds, "inputs", "as_is") for name, seeds in config.seeds.items()},
+                "retrieve": plain(config.retrieve),
+                "seeds": {name: plain(seeds, "inputs", "as_is") for name, seeds in config.seeds.items()},
             },
         ),
         Step(
@@ -436,36 +379,6 @@ def _faces(context: Context) -> Any:
     return FacesStage(detector, config, context.config.images)
 
 
-def _sscd(context: Context) -> Any:
-    from curation.stages.sscd import SscdStage
-    from curation.stages.sscd_postprocess import Postprocess
-
-    encoder = _copies(context)()
-    return SscdStage(encoder, Postprocess.load(context.artefacts("sscd_fit") / POSTPROCESS_FILE))
-
-
-def _copies(context: Context) -> Callable[[], Any]:
-    """Return what loads the copy-detection model."""
-
-    def load() -> Any:
-        from curation.models.sscd import SscdEncoder
-
-        config = context.config.sscd
-        return SscdEncoder(
-            context.weights(config.weights),
-            batch_size=config.batch_size,
-            side_px=config.side_px,
-            device=context.device("sscd"),
-            precision=config.precision,
-        )
-
-    return load
-
-
-def _sscd_settings(config: RunConfig) -> dict[str, Any]:
-    return {"sscd": _plain(config.sscd, "weights", "sample_size"), "images": _limits(config)}
-
-
 def _embed(context: Context) -> Any:
     from curation.stages.embed import EmbedStage
 
@@ -536,15 +449,7 @@ def _encoder_weights(config: RunConfig) -> tuple[str, ...]:
 
 
 def _encoder_settings(config: RunConfig) -> dict[str, Any]:
-    return _plain(config.embed, "preset", "weights")  # weights count by their digest
-
-
-def _limits(config: RunConfig) -> dict[str, Any]:
-    return _plain(config.images, "decode_threads", "decode_timeout_s", "prepare_timeout_s")
-
-
-def _plain(settings: Settings, *without: str) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=set(without))
+    return plain(config.embed, "preset", "weights")  # weights count by their digest
 
 
 def _list_digests(paths: Any) -> list[str]:

@@ -13,7 +13,7 @@ from curation.errors import InputError, WeightsError
 from curation.pipelines.clusters import clusters, drift, embeddings
 from curation.pipelines.components import components
 from curation.pipelines.context import Context
-from curation.pipelines.freshness import assess
+from curation.pipelines.freshness import assess, folders
 from curation.pipelines.freshness import collections as collections_of
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.seed_sets import seed_rows
@@ -135,7 +135,7 @@ def _markers(context: Context, step: Step) -> list[Marker]:
     elif step.kind == "crawl":
         names = [crawl_marker(collection) for collection in collections_of(context, step)]
     else:
-        found = (context.run.markers(collection, step.name) for collection in collections_of(context, step))
+        found = (context.run.markers(folder, step.name) for folder in folders(context, step))
         return [marker for shards in found for marker in shards.values()]
     return [marker for marker in map(context.run.artefact_marker, names) if marker is not None]
 

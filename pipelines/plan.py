@@ -14,7 +14,7 @@ from curation.errors import PlanError, UsageError
 from curation.pipelines.context import Context
 from curation.schema import Table
 
-Kind = Literal["crawl", "fetch", "images", "map", "reduce"]
+Kind = Literal["crawl", "fetch", "images", "map", "blocks", "reduce"]
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,16 @@ class Step:
         name: Name of the table or the artefacts that it makes; unique in the plan.
         stage: The stage that it belongs to.
         kind: ``crawl`` and ``fetch`` bring data in; ``images`` reads pixels of a shard; ``map`` reads tables of a
-            shard; ``reduce`` reads all shards.
+            shard; ``blocks`` reads two groups of shards; ``reduce`` reads all shards.
         version: Raised by hand when the output for the same input changes.
         collections: Kinds of collections that it runs on.
         reads: Tables that shape the output; where a collection has no such table it is left out.
         after: Verdicts: rows that one of them rejects are not worked on.
         writes: The table, if it makes one.
         writes_for: Kinds of collections that get the table; empty: all that it runs on.
-        needs: Steps whose artefacts it uses.
-        makes: Names of the artefacts that it leaves.
+        needs: Steps whose artefacts, or blocks, it uses.
+        makes: Names of the artefacts that it leaves; the file of each block.
+        pairs: The pairs of collections that ``blocks`` are made of.
         fitted: Its artefacts are kept when inputs change, until ``--refit``.
         locations: Its output says where bytes lie, so it is stale when they move.
         shares_pass: Later image steps of the same bytes: where a shard lacks them too, one read and one decode
@@ -68,6 +69,7 @@ class Step:
     in_rounds: bool = False
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
+    pairs: Callable[[Context], list[tuple[str, str]]] = field(default=lambda context: [], repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)
     check: Callable[[RunConfig], None] = field(default=lambda config: None, repr=False)
 

@@ -1,4 +1,4 @@
-"""A unit of work: one step on one shard, or one reduce; and what came of it."""
+"""A unit of work: one step on one shard or on one block of shards, or one reduce; and what came of it."""
 
 from dataclasses import dataclass
 
@@ -26,18 +26,28 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Consecutive shards of a collection: from ``first`` up to, and without, ``stop``."""
+
+    collection: str
+    first: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class Unit:
     """What is to be done, and what its marker will say of its causes.
 
     Attributes:
         step: Name of the step.
-        collection: The collection; empty for a reduce.
-        shard: The shard; None for a reduce and for ``crawl``.
+        collection: The collection; empty for a reduce; the folder of a block.
+        shard: The shard; None for a reduce and for ``crawl``; the number of a block.
         inputs: Parts of the fingerprint by name.
         covers: Digest of the verdicts that say which rows are needed.
         anew: Compute every row again, those that are there already too.
         part: A part of a reduce that goes in rounds; ``shard`` is then the number of the part.
         with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
+        block: The two groups of a block; the same one twice: it is compared with itself.
     """
 
     step: str
@@ -48,6 +58,7 @@ class Unit:
     anew: bool = False
     with_steps: tuple[str, ...] = ()
     part: Part | None = None
+    block: tuple[Span, Span] | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""One unit of work: one step on one shard, or one reduce. The same code whoever runs it."""
+"""One unit of work: one step on one shard or one block of shards, or one reduce. The same code whoever runs it."""
 
 import hashlib
 import tempfile
@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.crashes import watch
-from curation.errors import CurationError, StageError
-from curation.fingerprint import fingerprint
-from curation.pipelines import image_pass, ingest, kmeans_part
+from curation.errors import CorruptError, CurationError, StageError
+from curation.fingerprint import content_digest, fingerprint
+from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.units import Done, Unit, shard_markers
+from curation.pipelines.units import Done, Span, Unit, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
 from curation.store import Marker, disk_full_is_said
+
+_BATCH_ROWS = 1 << 17
 
 
 def execute(context: Context, plan: Plan, unit: Unit) -> Done:
@@ -45,6 +48,8 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
             elif unit.part is not None:
                 stage = context.once(f"stage:{step.name}", lambda: step.make(context))
                 num_rows = num_computed = kmeans_part.work(context, Inputs(context, plan, step).shards, stage, unit)
+            elif step.kind == "blocks":
+                num_rows, num_computed = _block(context, plan, step, unit)
             else:
                 num_rows = num_computed = _reduce(context, plan, step, unit)
     except (CurationError, InterruptedError):
@@ -70,6 +75,43 @@ def _map(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
     _check(step, shard, table, num_rows)
     context.run.commit(collection, step.name, shard, table, _marker(unit, start))
     return num_rows
+
+
+def _block(context: Context, plan: Plan, step: Step, unit: Unit) -> tuple[int, int]:
+    """Do a block; return the rows that were looked at, and the pairs that were found."""
+    start = time.monotonic()
+    if unit.block is None:
+        raise StageError(step.stage, unit.shard, "is a step on blocks, but was given none")
+    stage = context.once(f"stage:{step.name}", lambda: step.make(context))
+    inputs = Inputs(context, plan, step)
+    left, right = unit.block
+    ours = inputs.span(left)
+    theirs = None if left == right else inputs.span(right)
+    path = context.run.new_path(unit.collection, step.name, _shard(unit), "parquet")
+    digest = hashlib.sha256()
+    num_pairs = 0
+    with (
+        tempfile.TemporaryDirectory(prefix=f"curation-{step.name}-") as folder,
+        context.run.create(path) as stream,
+        pq.ParquetWriter(stream, stage.writes, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for table in stage(ours, theirs, Path(folder)):
+            if context.should_stop():
+                raise InterruptedError
+            if table.num_rows:
+                writer.write_table(table)
+                digest.update(content_digest(table).encode())
+                num_pairs += table.num_rows
+    files = dict.fromkeys(step.makes, path)
+    made = Marker(
+        **_marker(unit, start),
+        digest=digest.hexdigest(),
+        num_rows=num_pairs,
+        files=files,
+        sizes={role: context.run.fs.size(context.run.path(path)) for role in files},
+    )
+    context.run.write_marker(unit.collection, step.name, _shard(unit), made)
+    return sum(view.num_rows for view in [*ours, *(theirs or ())]), num_pairs
 
 
 def _reduce(context: Context, plan: Plan, step: Step, unit: Unit) -> int:
@@ -146,29 +188,61 @@ class Inputs:
 
     def shards(self, collection: str, only: Collection[int] | None = None) -> Iterator[ShardView]:
         """Yield the shards of a collection in order, or some of them."""
-        context, run = self._context, self._context.run
-        verdicts = self._step.existing(self._step.after, collection, self._plan)
-        for shard, marker in shard_markers(context, collection).items():
+        for shard, marker in shard_markers(self._context, collection).items():
             if only is not None and shard not in only:
                 continue
-            num_rows = self._rows[collection, shard] = marker.num_rows
-            blurred = run.marker(collection, "faces", shard) if self._step.locations else None
+            self._rows[collection, shard] = marker.num_rows
+            yield self._view(collection, shard, marker.num_rows)
 
-            def read(table: Table, columns: Sequence[str] | None = None, shard: int = shard) -> pa.Table:
-                return run.read_table(collection, table.name, shard, columns)
+    def span(self, span: Span) -> list[ShardView]:
+        """Return the shards of a group."""
+        found = []
+        for shard in range(span.first, span.stop):
+            marker = self._context.run.marker(span.collection, "crawl", shard)
+            if marker is not None:
+                found.append(self._view(span.collection, shard, marker.num_rows))
+        return found
 
-            def images(rows: npt.NDArray[np.int64], shard: int = shard) -> Iterator[tuple[int, bytes]]:
-                return image_pass.encoded(context, self._step, collection, shard, rows)
+    def pairs(self, step: str, left: str, right: str) -> Iterator[pa.RecordBatch]:
+        """Yield what a step on blocks found between two collections."""
+        run = self._context.run
+        (role,) = self._plan.step(step).makes
+        for marker in blocks.markers(self._context, self._plan.step(step), left, right):
+            if marker is None:
+                raise CorruptError(f"{run.url}: a block of {step} between {left} and {right} is not finished")
+            num_rows = 0
+            with run.open(marker.files[role]) as stream:
+                try:
+                    for batch in pq.ParquetFile(stream, page_checksum_verification=True).iter_batches(_BATCH_ROWS):
+                        if self._context.should_stop():
+                            raise InterruptedError
+                        num_rows += batch.num_rows
+                        yield batch
+                except InterruptedError:
+                    raise
+                except (pa.ArrowException, OSError) as error:
+                    raise CorruptError(f"{run.url}: {marker.files[role]} cannot be read: {error}") from error
+            if num_rows != marker.num_rows:
+                raise CorruptError(
+                    f"{run.url}: {marker.files[role]} has {num_rows} rows, its marker says {marker.num_rows}"
+                )
 
-            yield ShardView(
-                collection,
-                shard,
-                num_rows,
-                context.kept(collection, shard, num_rows, verdicts),
-                read,
-                images,
-                blurred.files["images"] if blurred is not None else "",
-            )
+    def _view(self, collection: str, shard: int, num_rows: int) -> ShardView:
+        context, run = self._context, self._context.run
+        verdicts = self._step.existing(self._step.after, collection, self._plan)
+        blurred = run.marker(collection, "faces", shard) if self._step.locations else None
+
+        def keep() -> npt.NDArray[np.bool_]:
+            return context.kept(collection, shard, num_rows, verdicts)
+
+        def read(table: Table, columns: Sequence[str] | None = None) -> pa.Table:
+            return run.read_table(collection, table.name, shard, columns)
+
+        def images(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+            return image_pass.encoded(context, self._step, collection, shard, rows)
+
+        tar = blurred.files["images"] if blurred is not None else ""
+        return ShardView(collection, shard, num_rows, keep, read, images, tar)
 
     def num_rows(self, collection: str, shard: int) -> int:
         """Return the number of rows of a shard."""

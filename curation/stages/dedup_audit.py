@@ -1,14 +1,14 @@
 """The audit of ``dedup``: each image that references or seeds drop, what it copies, and through which component.
 
-One row an image, with its final decision; a pool image that copies a reference and a seed is a ``reference_copy``. The
-similarity is that of this image with what its component copies most closely, so a member that is far from it but in the
-same component shows a low one.
+One row an image, with its final decision; a pool image that copies a reference and a seed is a ``reference_copy``. An
+image that copies something itself (``match`` is ``direct``) is shown with what it copies most closely. One that is only
+in a component with such an image (``component``) is shown with what that component copies most closely, and may be
+unlike it: the similarity is always that of the two images of the row.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +18,20 @@ import pyarrow.parquet as pq
 from curation import schema
 from curation.indexes.keys import hex_from_keys
 from curation.indexes.vectors import Rows, blocks
-from curation.stages.vectors import Gathered
+from curation.stages.dedup_groups import Groups
+from curation.stages.dedup_rows import Known, Numbered
 
 AUDIT_FILE = "audit.parquet"
 AUDIT = pa.schema(
     [
         schema.IMAGE_ID,  # pool or seed image
         pa.field("collection", pa.string()),  # of that image
+        schema.URL,  # of that image
         pa.field("copy_of", pa.string()),  # reference or seed image id
         pa.field("copy_of_collection", pa.string()),
+        pa.field("copy_of_url", pa.string()),  # of a local set: file and member or row, so which split it is from
         schema.SIMILARITY,
+        pa.field("match", pa.string()),  # direct | component
         schema.COMPONENT_ID,  # null for seeds: they are not grouped
         schema.COMPONENT_SIZE,
         pa.field("decision", pa.string()),  # reference_copy | seed_copy
@@ -36,27 +40,22 @@ AUDIT = pa.schema(
 _BLOCK_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class Components:
-    """Connected components of N pool rows.
+class Dropped(NamedTuple):
+    """Rows that are dropped.
 
     Attributes:
-        labels: (N,) the smallest row of each row's component.
-        sizes: (N,) members of the component with a label.
-        smallest: (N,) its row with the smallest image id.
-        best: (N,) its row that represents it.
+        rows: (M,) ascending.
+        of: (M,) what each is dropped for.
+        similarity: (M,) of both.
+        is_direct: (M,) whether the image itself is above the threshold.
+        positions: (M,) where the rows are in the components.
     """
 
-    labels: Rows
-    sizes: Rows
-    smallest: Rows
-    best: Rows
-
-    def of(self, pool: Gathered, rows: Rows) -> tuple[pa.Array, pa.Array]:
-        """Return ``component_id`` and ``component_size`` of some rows."""
-        labels = self.labels[rows]
-        ids = hex_from_keys(pool.keys[self.smallest[labels]])
-        return pa.array(ids, pa.string()), pa.array(self.sizes[labels].astype(np.int32))
+    rows: Rows
+    of: Rows
+    similarity: npt.NDArray[np.float32]
+    is_direct: npt.NDArray[np.bool_]
+    positions: Rows
 
 
 class Audit:
@@ -73,42 +72,34 @@ class Audit:
     ) -> None:
         self._writer.close()
 
-    def add(
-        self,
-        decision: str,
-        images: Gathered,
-        rows: Rows,
-        of: Gathered,
-        of_rows: Rows,
-        similarity: npt.NDArray[np.float32],
-        components: Components | None = None,
-    ) -> None:
+    def add(self, decision: str, images: Numbered, dropped: Dropped, of: Known, groups: Groups | None = None) -> None:
         """Write rows.
 
         Args:
             decision: Why all of them are dropped.
-            images: What ``rows`` (M,) are rows of.
-            rows: The dropped images.
-            of: What ``of_rows`` (M,) are rows of.
-            of_rows: What each is dropped for.
-            similarity: (M,) of both.
-            components: Of ``images``; None: they have none.
+            images: What is dropped.
+            dropped: Rows of ``images``.
+            of: What they are dropped for.
+            groups: Components of ``images``; None: they have none.
         """
-        for start, stop in blocks(len(rows), _BLOCK_ROWS):
-            mine, of_mine = rows[start:stop], of_rows[start:stop]
-            empty = pa.nulls(len(mine), pa.string()), pa.nulls(len(mine), pa.int32())
+        different, place = np.unique(dropped.of, return_inverse=True)
+        of_urls = of.rows.urls(different)
+        for start, stop in blocks(len(dropped.rows), _BLOCK_ROWS):
+            mine, of_mine = dropped.rows[start:stop], dropped.of[start:stop]
+            ids, sizes = pa.nulls(len(mine), pa.string()), pa.nulls(len(mine), pa.int32())
+            if groups is not None:
+                ids, sizes = groups.describe(dropped.positions[start:stop])
             columns = [
-                pa.array(hex_from_keys(images.keys[mine])),
-                _collections(images, mine),
+                pa.array(hex_from_keys(images.keys(mine))),
+                images.collection_of(mine),
+                images.urls(mine),
                 pa.array(hex_from_keys(of.keys[of_mine])),
-                _collections(of, of_mine),
-                pa.array(similarity[start:stop]),
-                *(empty if components is None else components.of(images, mine)),
+                of.rows.collection_of(of_mine),
+                of_urls.take(pa.array(place[start:stop])),
+                pa.array(dropped.similarity[start:stop]),
+                pa.array(np.where(dropped.is_direct[start:stop], "direct", "component").tolist(), pa.string()),
+                ids,
+                sizes,
                 pa.array([decision] * len(mine)),
             ]
             self._writer.write_table(pa.table(columns, schema=AUDIT))
-
-
-def _collections(images: Gathered, rows: Rows) -> pa.Array:
-    names = pa.array([place.collection for place in images.places], pa.string())
-    return names.take(pa.array(images.place_of(rows)))

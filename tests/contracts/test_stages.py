@@ -122,6 +122,9 @@ OTHER = {  # values that are other than the default, and allowed
     "pca_hash.method": "dhash",
     "pca_hash.features": "model",
     "pca_hash.pca": "default",
+    "dedup.decontaminate": "neighbours",
+    "dedup.min_similarity_to_representative": 0.5,
+    "dedup.backend": "exact",
 }
 SHAPES_NOTHING = {
     "fetch.user_agent": "how politely",

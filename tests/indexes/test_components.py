@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from curation.errors import DimensionError
+from curation.errors import CorruptError, DimensionError
 from curation.indexes.components import UnionFind
 
 
@@ -34,6 +34,7 @@ def test_labels_are_the_smallest_rows_of_components_in_any_order_of_edges():
             components.add(left[part], right[part].astype(np.int32))
             components.labels()  # looking changes nothing
         assert components.labels().tolist() == wanted
+        assert components.labels(300, 700).tolist() == wanted[300:700]
         assert components.labels().dtype == np.int64
 
 
@@ -65,3 +66,31 @@ def test_edges_outside_are_refused_and_change_nothing():
     assert components.labels().tolist() == [0, 1, 2, 3]
     with pytest.raises(DimensionError):
         UnionFind(-1)
+
+
+def test_components_go_on_from_a_checkpoint(tmp_path):
+    left, right = np.random.default_rng(2).integers(0, 500, (2, 400))
+    whole, half = UnionFind(500), UnionFind(500)
+    whole.add(left, right)
+    half.add(left[:200], right[:200])
+    half.save(tmp_path / "half.npy")
+    resumed = UnionFind.load(tmp_path / "half.npy", 500)
+    assert np.array_equal(resumed.labels(), half.labels())
+    resumed.add(left[150:], right[150:])  # some again
+    assert np.array_equal(resumed.labels(), whole.labels())
+
+
+@pytest.mark.parametrize("content", [None, b"", b"x" * 300, "other rows", "larger parents", "objects"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "parents.npy"
+    match content:
+        case "other rows":
+            UnionFind(5).save(path)
+        case "larger parents":
+            np.save(path, np.array([1, 1, 2, 3], np.uint32))
+        case "objects":
+            np.save(path, np.array([None] * 4, object))
+        case bytes():
+            path.write_bytes(content)
+    with pytest.raises(CorruptError, match="start again"):
+        UnionFind.load(path, 4)

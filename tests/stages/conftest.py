@@ -1,5 +1,6 @@
 """Reduces over rows in memory, so that the same rows can be put into different shards and orders."""
 
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from curation import schema
+from curation.config import DedupConfig
+from curation.indexes.pairs import ExactPairs, PairSearch
 from curation.schema import Table
 from curation.stage import ShardView
+from curation.stages.dedup_edges import DedupEdges
+from curation.stages.dedup_search import DedupCodes
 
 Row = Mapping[str, Any]
 
@@ -25,6 +31,8 @@ class InMemory:
         num_shards: How many shards each collection is cut into.
         shuffled: Seed of the order of rows; None: as they are.
         made: Folder of artefacts by step.
+        search: How pairs of descriptors are found, in blocks of two shards on each side.
+        settings: Of that search.
     """
 
     def __init__(
@@ -33,9 +41,14 @@ class InMemory:
         num_shards: int = 1,
         shuffled: int | None = None,
         made: Mapping[str, Path] | None = None,
+        search: PairSearch | None = None,
+        settings: DedupConfig | None = None,
     ) -> None:
         self.made = dict(made or {})
+        self.search = search or ExactPairs()
+        self.settings = settings or DedupConfig(edge_floor=0.01, reference_floor=0.01)
         self.was_read: set[str] = set()
+        self.found: dict[tuple[str, str], list[pa.RecordBatch]] = {}
         self.cut: dict[str, list[list[Row]]] = {}
         for collection, rows in collections.items():
             order = np.arange(len(rows)) if shuffled is None else np.random.default_rng(shuffled).permutation(len(rows))
@@ -52,15 +65,37 @@ class InMemory:
 
             def read(table: Table, columns: Sequence[str] | None = None, rows: list[Row] = rows) -> pa.Table:
                 self.was_read.add(table.name)
-                whole = table_of(rows, table)
+                if table is schema.DEDUP_CODES:
+                    kept = np.array([row.get("kept", True) for row in rows], bool)
+                    whole = DedupCodes(self.search)(table_of(rows, schema.SSCD), kept)
+                else:
+                    whole = table_of(rows, table)
                 return whole if columns is None else whole.select(columns)
 
             def images(wanted: Any, rows: list[Row] = rows) -> Iterator[tuple[int, bytes]]:
                 for row in wanted.tolist():
                     yield row, rows[row]["data"]
 
-            kept = np.array([row.get("kept", True) for row in rows], bool)
-            yield ShardView(collection, shard, len(rows), kept, read, images, f"{collection}/{shard}.tar")
+            def keep(rows: list[Row] = rows) -> Any:
+                return np.array([row.get("kept", True) for row in rows], bool)
+
+            yield ShardView(collection, shard, len(rows), keep, read, images, f"{collection}/{shard}.tar")
+
+    def pairs(self, step: str, left: str, right: str) -> Iterator[pa.RecordBatch]:
+        assert step == DedupEdges.name
+        if (left, right) not in self.found:
+            self.found[left, right] = list(self._search(left, right))
+        yield from self.found[left, right]
+
+    def _search(self, left: str, right: str) -> Iterator[pa.RecordBatch]:
+        stage = DedupEdges(self.settings, self.search)
+        ours, theirs = ([*self.shards(name)] for name in (left, right))
+        for i in range(0, len(ours), 2):
+            for j in range(i if left == right else 0, len(theirs), 2):
+                same = left == right and i == j
+                with tempfile.TemporaryDirectory() as folder:
+                    for found in stage(ours[i : i + 2], None if same else theirs[j : j + 2], Path(folder)):
+                        yield from found.to_batches()
 
 
 def table_of(rows: Sequence[Row], table: Table) -> pa.Table:

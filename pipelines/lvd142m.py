@@ -12,7 +12,7 @@ from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.stages.cluster import ClusterFit, ClusterStage
 from curation.stages.dedup import DedupStage
-from curation.stages.index import IndexStage
+from curation.stages.index import IndexFit, IndexStage
 from curation.stages.manifest import ManifestStage
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
 from curation.stages.pca_hash_groups import PcaHashGroups
@@ -257,16 +257,35 @@ def _select() -> tuple[Step, ...]:
             weights=_encoder_weights,
         ),
         Step(
+            "index_fit",
+            "index",
+            "reduce",
+            IndexFit.version,
+            _POOL,
+            lambda context: IndexFit(context.config.index, context.config.seed),
+            reads=IndexFit.reads,
+            after=_UNIQUE,
+            makes=IndexFit.artefacts,
+            fitted=True,
+            settings=lambda config, _: {
+                "index": _plain(config.index, "probes", "depth", "recall"),
+                "seed": config.seed,
+                "model": config.embed.model,
+            },
+            weights=_encoder_weights,
+        ),
+        Step(
             "index",
             "index",
             "reduce",
             IndexStage.version,
             _POOL,
-            lambda context: IndexStage(),
+            lambda context: IndexStage(context.config.index, context.config.seed),
             reads=IndexStage.reads,
             after=_UNIQUE,
+            needs=("index_fit",),
             makes=IndexStage.artefacts,
-            settings=lambda config, _: {"index": _plain(config.index)},
+            settings=lambda config, _: {"index": _plain(config.index), "seed": config.seed},
         ),
         Step(
             "cluster_fit",

@@ -4,7 +4,7 @@ A saved index is a folder with ``vectors.npy`` (float16, (N, dim)) and ``keys.np
 rows, and ``index.npz``, which says that it is flat.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -92,18 +92,7 @@ class FlatIndex:
         self._parts = list(_joined(self._parts, block_rows))
         if among_N is None:
             return nearest(queries_QD, self._parts, k, block_rows, num_threads)
-        (rows,) = np.nonzero(among_N)
-        found = nearest(queries_QD, self._chosen(rows, block_rows), k, block_rows, num_threads)
-        return found._replace(rows=np.where(found.rows < 0, -1, np.append(rows, -1)[found.rows]))
-
-    def _chosen(self, rows: Rows, block_rows: int) -> Iterator[tuple[Vectors, Keys]]:
-        first_row = 0
-        for vectors_ND, keys_N2 in self._parts:
-            low, high = np.searchsorted(rows, (first_row, first_row + len(keys_N2)))
-            for start, stop in blocks(high - low, block_rows):
-                chosen = rows[low + start : low + stop] - first_row
-                yield vectors_ND[chosen], keys_N2[chosen]
-            first_row += len(keys_N2)
+        return nearest_among(queries_QD, self._parts, np.flatnonzero(among_N), k, block_rows, num_threads)
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, which is made if need be.
@@ -151,6 +140,29 @@ def _check(vectors_ND: Vectors, keys_N2: Keys, dim: int) -> None:
     check_keys(keys_N2, len(vectors_ND))
     for start, stop in blocks(len(vectors_ND), BLOCK_ROWS):
         widen(vectors_ND[start:stop], first_row=start)
+
+
+def nearest_among(
+    queries_QD: Vectors,
+    parts: Iterable[tuple[Vectors, Keys]],
+    rows: Rows,
+    k: int,
+    block_rows: int = 4 * BLOCK_ROWS,
+    num_threads: int | None = None,
+) -> Neighbours:
+    """Return the ``k`` best of some rows, sorted, of all parts; see ``exact.nearest``."""
+
+    def chosen() -> Iterator[tuple[Vectors, Keys]]:
+        first_row = 0
+        for vectors_ND, keys_N2 in parts:
+            low, high = np.searchsorted(rows, (first_row, first_row + len(keys_N2)))
+            for start, stop in blocks(high - low, block_rows):
+                mine = rows[low + start : low + stop] - first_row
+                yield vectors_ND[mine], keys_N2[mine]
+            first_row += len(keys_N2)
+
+    found = nearest(queries_QD, chosen(), k, block_rows, num_threads)
+    return found._replace(rows=np.append(rows, -1)[found.rows])
 
 
 def _joined(parts: list[tuple[Vectors, Keys]], block_rows: int) -> Iterator[tuple[Vectors, Keys]]:

@@ -69,7 +69,7 @@ def write(path: Path, header: Header) -> None:
         about = {"format": _FORMAT, "kind": "ivf_pq", "probing": asdict(header.probing), "crc32": header.crc32}
         arrays = dict(zip(_QUANTIZER, vars(header.quantizer).values(), strict=True)) | {"sizes": header.sizes_L}
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
+    np.savez(buffer, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
     path.write_bytes(buffer.getvalue())
 
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from curation.errors import CorruptError, CurationError, DimensionError
 from curation.indexes import array_files, index_header, inverted_lists, quantizer
 from curation.indexes.exact import Neighbours, no_neighbours
+from curation.indexes.flat import nearest_among
 from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, LISTS_FILE, VECTORS_FILE, Header, Probing
 from curation.indexes.inverted_lists import InvertedLists
 from curation.indexes.keys import Keys, check_keys
@@ -148,8 +149,13 @@ class IvfPqIndex:
             if len(short):
                 again = no_neighbours(len(short), k)
                 self._offer(again, queries_BD[short], every, num_threads, among_N)
-                for all_of_them, found in zip(part, again, strict=True):
-                    all_of_them[short] = found
+                _replace(part, short, again)
+            (short,) = np.nonzero(part.rows[:, wanted - 1] < 0)
+            if len(short):  # a row with the lowest score there can be is never a candidate of Faiss's
+                rows = np.arange(len(self)) if among_N is None else np.flatnonzero(among_N)
+                _replace(
+                    part, short, nearest_among(queries_BD[short], self.vectors(), rows, k, num_threads=num_threads)
+                )
         return best
 
     def candidates(
@@ -294,6 +300,11 @@ class IvfPqIndex:
             keys[mine] = part.keys[rows[mine] - first_row]
             first_row += len(part.keys)
         return keys
+
+
+def _replace(best: Neighbours, queries: Rows, found: Neighbours) -> None:
+    for ours, theirs in zip(best, found, strict=True):
+        ours[queries] = theirs
 
 
 def _best(

@@ -9,8 +9,8 @@
 |---|---|
 | lists | 2 * sqrt(images), at most 2^18 |
 | training sample | 40 images a list, at least 65,536 |
-| dimensions that are coded | all up to 512, the 512 with most variance of more |
-| bytes of a code | dimensions that are coded / 4, at most 128: two to four dimensions in 4 bits |
+| dimensions that are coded | all up to 256; of more the 256 that vary most |
+| bytes of a code | dimensions that are coded / 6: three in 4 bits; at least 8, or one dimension in 4 bits |
 | probes, re-rank depth | measured on the pool, see ``IvfPqIndex.tune`` |
 
 docs/index.md has what was measured.
@@ -22,8 +22,8 @@ from typing import Literal
 
 MIN_VALUES = 1 << 25
 MAX_LISTS = 1 << 18
-MAX_CODED_DIM = 512
-MAX_CODE_BYTES = 128
+MAX_CODED_DIM = 256
+MIN_CODE_BYTES = 8
 MIN_SAMPLE = 1 << 16
 SAMPLE_PER_LIST = 40
 
@@ -70,7 +70,7 @@ def choose(
     return Parameters(
         "ivf_pq",
         num_lists,
-        code_bytes or min(max(1, -(-coded_dim // 4)), MAX_CODE_BYTES),
+        code_bytes or max(-(-coded_dim // 6), min(MIN_CODE_BYTES, -(-coded_dim // 2))),
         coded_dim,
         min(num_vectors, max(MIN_SAMPLE, SAMPLE_PER_LIST * num_lists)),
     )

@@ -12,7 +12,7 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 # Threads that spin while they wait slow each other down where shards share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint types bench bench-images format check-resume clean
+.PHONY: help install demo test test-all lint types bench bench-images bench-index format check-resume clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,6 +53,9 @@ bench: $(STAMP)  ## run every benchmark; each prints one JSON line a figure
 
 bench-images: $(STAMP)  ## benchmarks of everything that happens to one image before copy detection
 	@for script in benchmarks/bench_images_*.py; do $(BIN)/python "$$script"; done
+
+bench-index: $(STAMP)  ## benchmarks of features, search and clustering
+	@for script in benchmarks/bench_index_*.py; do $(BIN)/python "$$script"; done
 
 bench-%: $(STAMP)
 	$(BIN)/python benchmarks/bench_$*.py

@@ -69,7 +69,8 @@ def write(path: Path, header: Header) -> None:
         about = {"format": _FORMAT, "kind": "ivf_pq", "probing": asdict(header.probing), "crc32": header.crc32}
         arrays = dict(zip(_QUANTIZER, vars(header.quantizer).values(), strict=True)) | {"sizes": header.sizes_L}
     buffer = io.BytesIO()
-    np.savez(buffer, about=np.array(json.dumps(about, sort_keys=True)), **arrays)
+    arrays["about"] = np.array(json.dumps(about, sort_keys=True))
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     path.write_bytes(buffer.getvalue())
 
 

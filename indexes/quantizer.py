@@ -135,14 +135,13 @@ def nearest_lists(
 ) -> tuple[Rows, Singles]:
     """Return the ``num_probes`` most similar lists of each point and their similarities, both (N, num_probes).
 
-    Ties go to the smaller number.
+    A tie for the last place goes to the smaller number.
     """
     fetched = min(num_probes + 1, len(centroids_LE))
     with threads(num_threads):
         scores, lists = faiss.knn(points_NE, centroids_LE, fetched, metric=faiss.METRIC_INNER_PRODUCT)
-    # Scores are exact, so only the order of ties is Faiss's own; a tie with what was not fetched is rare.
-    (tied,) = np.nonzero((scores[:, 1:] == scores[:, :-1]).any(axis=1))
-    for row in tied:
+    # Scores are exact, so only the order of ties is Faiss's own; one for the last place is rare.
+    for row in np.flatnonzero(scores[:, -1] == scores[:, num_probes - 1]) if fetched > num_probes else ():
         every_L = centroids_LE @ points_NE[row]
         lists[row] = np.lexsort((np.arange(len(every_L)), -every_L))[:fetched]
         scores[row] = every_L[lists[row]]

@@ -42,33 +42,41 @@ class InvertedLists:
 
         Args:
             quantizer: What the codes were made with.
-            path: The file; once it is mapped it may be deleted.
+            path: The file; it may be deleted after ``prepare``.
             sizes_L: Rows of each list.
 
         Raises:
             CorruptError: The file is missing, or has not the size that such lists take.
         """
         self.sizes_L = sizes_L
+        self._quantizer = quantizer
         self._code_bytes = quantizer.code_bytes
-        _check_layout()
+        self._path = path
         self._starts_L = _starts(sizes_L, quantizer.code_bytes)
         num_bytes = path.stat().st_size if path.is_file() else -1
         if num_bytes != self._starts_L[-1]:
             raise CorruptError(f"{path.name} has {num_bytes} bytes, its lists take {self._starts_L[-1]}")
-        # Faiss maps no empty file, and both need one.
+        # No empty file can be mapped.
         self._bytes: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r") if num_bytes else np.empty(0, np.uint8)
-        self._index = _empty_index(quantizer)
-        if num_bytes:
-            self._lists = _mapped(path, sizes_L, self._starts_L, quantizer.code_bytes)  # Faiss only points to it
-            self._index.replace_invlists(self._lists, False)
-            self._index.ntotal = len(self)
+        self._index: Any = None
 
     def __len__(self) -> int:
         return int(self.sizes_L.sum())
 
+    def prepare(self) -> Any:
+        """Return Faiss's view of the lists, made once: parts that are only merged never need it."""
+        if self._index is None:
+            _check_layout()
+            index = _empty_index(self._quantizer)
+            self._lists = _mapped(self._path, self.sizes_L, self._starts_L, self._code_bytes)  # Faiss only points to it
+            index.replace_invlists(self._lists, False)
+            index.ntotal = len(self)
+            self._index = index
+        return self._index
+
     def codes(self, number: int) -> Codes:
         """Return the codes of a list, (rows, code_bytes)."""
-        start, size = self._starts_L[number], int(self.sizes_L[number])
+        start, size = int(self._starts_L[number]), int(self.sizes_L[number])
         num_blocks = -(-size // BLOCK)
         packed = self._bytes[start : start + num_blocks * BLOCK * self._code_bytes]
         return unpack(packed.reshape(num_blocks, self._code_bytes, BLOCK))[:size]
@@ -108,7 +116,7 @@ class InvertedLists:
         )
         with threads(num_threads):
             # The method of Faiss's Python class takes no parameters.
-            self._index.search_preassigned_c(
+            self.prepare().search_preassigned_c(
                 len(points_QE),
                 faiss.swig_ptr(points_QE),
                 k,
@@ -143,11 +151,17 @@ def temporary(quantizer: Quantizer, lists: Iterable[Codes], sizes_L: npt.NDArray
     Raises:
         StoreError: It cannot be written, for one where the disk is full.
     """
-    with tempfile.TemporaryDirectory(prefix="curation-lists-") as folder:
+    with (
+        array_files.writing(Path(tempfile.gettempdir())),
+        tempfile.TemporaryDirectory(prefix="curation-lists-") as folder,
+    ):
         path = Path(folder) / "lists"
-        with array_files.writing(path.parent), array_files.raw(path) as stream:
+        with array_files.raw(path) as stream:
             write(stream, lists)
-        return InvertedLists(quantizer, path, sizes_L)
+        made = InvertedLists(quantizer, path, sizes_L)
+        if len(made):
+            made.prepare()
+        return made
 
 
 def pack(codes_NB: Codes) -> npt.NDArray[np.uint8]:
@@ -172,15 +186,14 @@ def unpack(packed: npt.NDArray[np.uint8]) -> Codes:
     return codes.reshape(len(packed) * BLOCK, packed.shape[1])
 
 
-def _starts(sizes_L: npt.NDArray[np.int64], code_bytes: int) -> list[int]:
+def _starts(sizes_L: npt.NDArray[np.int64], code_bytes: int) -> Rows:
     padded_L = -(-sizes_L // BLOCK) * BLOCK
-    return [0, *np.cumsum(padded_L * (code_bytes + ID_BYTES)).tolist()]
+    return np.append(0, np.cumsum(padded_L * (code_bytes + ID_BYTES)))
 
 
 def _empty_index(quantizer: Quantizer) -> Any:
     num_lists, reduced_dim = quantizer.centroids_LE.shape
-    coarse = faiss.IndexFlatIP(reduced_dim)
-    coarse.add(quantizer.centroids_LE)
+    coarse = faiss.IndexFlatIP(reduced_dim)  # without vectors: a search is told its lists
     pieces = len(quantizer.codebook_MSK)
     index = faiss.IndexIVFPQFastScan(coarse, reduced_dim, num_lists, pieces, 4, faiss.METRIC_INNER_PRODUCT, BLOCK)
     index.by_residual = True
@@ -189,16 +202,16 @@ def _empty_index(quantizer: Quantizer) -> Any:
     return index
 
 
-def _mapped(path: Path, sizes_L: npt.NDArray[np.int64], starts_L: list[int], code_bytes: int) -> Any:
+def _mapped(path: Path, sizes_L: npt.NDArray[np.int64], starts_L: Rows, code_bytes: int) -> Any:
     lists = faiss.OnDiskInvertedLists(len(sizes_L), code_bytes, str(path))
     entries = faiss.OnDiskOneListVector()  # type: ignore[attr-defined]
-    for size, start in zip(sizes_L.tolist(), starts_L, strict=False):
+    for size, start in zip(sizes_L.tolist(), starts_L.tolist(), strict=False):
         entry = faiss.OnDiskOneList()
         entry.size, entry.capacity, entry.offset = size, -(-size // BLOCK) * BLOCK, start
         entries.push_back(entry)
     lists.lists = entries
     lists.read_only = True
-    lists.totsize = starts_L[-1]
+    lists.totsize = int(starts_L[-1])
     try:
         lists.do_mmap()
     except RuntimeError as error:
@@ -212,6 +225,7 @@ def _check_layout() -> None:
     values_NM = random.integers(0, NUM_ENTRIES, (BLOCK, 4)).astype(np.float32)  # entry k stands for the value k
     entries_MSK = np.tile(np.arange(NUM_ENTRIES, dtype=np.float32), (4, 1, 1))
     index = _empty_index(Quantizer(np.eye(4, dtype=np.float32), np.zeros((1, 4), np.float32), entries_MSK))
+    index.quantizer.add(np.zeros((1, 4), np.float32))
     index.add(values_NM)
     codes_NB = (values_NM[:, ::2] + NUM_ENTRIES * values_NM[:, 1::2]).astype(np.uint8)
     packed = faiss.rev_swig_ptr(faiss.downcast_InvertedLists(index.invlists).get_codes(0), codes_NB.size)

@@ -230,7 +230,7 @@ class IvfPqIndex:
             keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
             check_shape(vectors_ND, header.quantizer.dim)
             check_keys(keys_N2, len(vectors_ND))
-            if header.sizes_L.sum() != len(keys_N2):
+            if header.sizes_L.max() > len(keys_N2) or header.sizes_L.sum() != len(keys_N2):
                 raise CorruptError(f"{HEADER_FILE} is of {header.sizes_L.sum()} rows, {KEYS_FILE} has {len(keys_N2)}")
             lists = InvertedLists(header.quantizer, folder / LISTS_FILE, header.sizes_L)
             if verify:
@@ -254,12 +254,12 @@ class IvfPqIndex:
         """Return the parts, after making one of what was added."""
         if self._added:
             added = _Added(*(np.concatenate(arrays) for arrays in zip(*self._added, strict=True)))
-            self._added = []
             order = np.lexsort((added.keys[:, 1], added.keys[:, 0], added.numbers))
             sizes_L = np.bincount(added.numbers, minlength=self.quantizer.num_lists).astype(np.int64)
             codes = np.split(added.codes[order], np.cumsum(sizes_L)[:-1])
             lists = inverted_lists.temporary(self.quantizer, codes, sizes_L)
             self._parts.append(_Part(added.vectors[order], added.keys[order], lists))
+            self._added = []
         return self._parts
 
     def _offer(

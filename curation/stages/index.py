@@ -11,6 +11,7 @@ twice the index, which has 2 * dim + 16 bytes an image and those of its code.
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,7 +62,7 @@ class IndexFit:
         """
         config = self.config
         num_vectors, dim = 0, 1
-        for vectors_ND, _ in _vectors(inputs):
+        for vectors_ND, _ in _vectors(inputs) if config.kind != "flat" else ():
             num_vectors, dim = num_vectors + len(vectors_ND), vectors_ND.shape[1]
         chosen = choose(num_vectors, dim, config.kind, config.num_lists, config.code_bytes)
         logger.info("%d vectors of %d dimensions: %s", num_vectors, dim, chosen)
@@ -122,17 +123,20 @@ class IndexStage:
         whole = FlatIndex(1) if whole is None else whole
         if part is not None:
             whole.merge(part)
+        whole.save(scratch)
         if isinstance(whole, IvfPqIndex):
-            self._tune(whole, held_out)
+            self._tune(scratch, held_out)
         else:
             self._warn(whole)
             (scratch / LISTS_FILE).touch()
-        whole.save(scratch)
 
-    def _tune(self, index: IvfPqIndex, held_out: HashSample) -> None:
-        sample, config = held_out.result(), self.config
+    def _tune(self, folder: Path, held_out: HashSample) -> None:
+        """Measure what a search of a saved index takes, and write it into its header."""
+        index, sample, config = IvfPqIndex.load(folder, verify=False), held_out.result(), self.config
         queries_QD: Vectors = sample.rows.reshape(-1, index.dim)
-        index.probing = tune(index, queries_QD, sample.keys, config.recall, config.probes, config.depth)
+        probing = tune(index, queries_QD, sample.keys, config.recall, config.probes, config.depth)
+        header = index_header.read(folder / HEADER_FILE)
+        index_header.write(folder / HEADER_FILE, replace(header, probing=probing))
 
     def _warn(self, index: Index) -> None:
         if self.config.kind == "auto" and choose(len(index), index.dim).kind != "flat":

@@ -303,6 +303,18 @@ def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path, name):
     assert os.strerror(errno.ENOSPC) in done.stdout, done.stderr
 
 
+def test_rows_are_not_lost_where_the_folder_for_temporary_files_fails(pool, tmp_path, monkeypatch):
+    vectors, keys, queries = pool
+    index = filled(trained(vectors), vectors, keys)
+    wanted = filled(index.empty(), vectors, keys).search(queries, 4)
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+        with pytest.raises(StoreError, match="cannot be written"):
+            index.search(queries, 4)
+    assert_same(index.search(queries, 4), wanted)
+
+
 def test_a_folder_that_cannot_be_made_is_one_clear_error(pool, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be written"):

@@ -109,6 +109,11 @@ def test_the_help_lists_the_stages_of_the_plan():
 
 OTHER = {  # values that are other than the default, and allowed
     "embed.side_px": 64,
+    "index.kind": "flat",
+    "index.num_lists": 64,
+    "index.code_bytes": 64,
+    "index.probes": 64,
+    "index.depth": 64,
     "faces.scales": [3.0],
     "retrieve.collisions": "next_neighbour",
     "images.max_aspect": 2.0,
@@ -132,7 +137,7 @@ def leaves():
     for section, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             for name, inner in field.annotation.model_fields.items():
-                if section not in ("pool", "manifest") and name not in ("weights", "kind"):  # kind has one value
+                if section not in ("pool", "manifest") and name != "weights":
                     yield f"{section}.{name}", inner.default
 
 

@@ -446,7 +446,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", action="store_true", help="refuse to run anything before --stage")
     run.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do a finished stage again")
     run.add_argument("--yes", action="store_true", help="agree to what --redo costs")
-    run.add_argument("--refit", action="store_true", help="fit PCA and centroids again; what used them becomes stale")
+    run.add_argument(
+        "--refit", action="store_true", help="fit PCA, index and centroids again; what used them becomes stale"
+    )
     run.add_argument(
         "--runner",
         choices=("local", "threads", "ray"),

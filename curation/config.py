@@ -298,7 +298,29 @@ class EmbedConfig(Settings):
 class IndexConfig(Settings):
     """Settings of the ``index`` stage."""
 
-    kind: Literal["flat"] = Field("flat", description="flat: exact search.")
+    kind: Literal["auto", "flat", "ivf_pq"] = Field(
+        "auto",
+        description=(
+            "flat: exact search; ivf_pq: inverted lists of product codes, re-ranked exactly; auto: flat while images x "
+            "dimension < 2^25. What is null below comes from the table in docs/index.md."
+        ),
+    )
+    num_lists: int | None = Field(None, ge=1, le=1 << 20, description="Inverted lists (ivf_pq).")
+    code_bytes: int | None = Field(None, ge=1, le=1024, description="Bytes of a vector's code (ivf_pq).")
+    probes: int | None = Field(None, ge=1, description="Lists that a search scans; null: as `recall` takes (ivf_pq).")
+    depth: int | None = Field(
+        None, ge=4, le=1 << 16, description="Candidates that are ranked exactly; null: as `recall` takes (ivf_pq)."
+    )
+    recall: float = Field(
+        0.98, gt=0, le=1, description="Share of the 4 nearest images that a search must find, on a sample (ivf_pq)."
+    )
+
+    @model_validator(mode="after")
+    def _no_setting_is_ignored(self) -> Self:
+        given = [name for name in ("num_lists", "code_bytes", "probes", "depth") if getattr(self, name) is not None]
+        if self.kind == "flat" and given:
+            raise ValueError(f"{', '.join(given)}: a flat index has none; set kind to ivf_pq")
+        return self
 
 
 class ClusterConfig(Settings):

@@ -214,6 +214,42 @@ def _join(
 
 
 @compiled
+def insert(
+    q: int,
+    found: float,
+    high: np.uint64,
+    low: np.uint64,
+    row: int,
+    best_keys_QK2: Keys,
+    best_rows_QK: Rows,
+    best_QK: Similarities,
+) -> None:
+    """Insert a reference into the k places of query ``q``, by similarity, then key, then row; for other kernels."""
+    place = best_QK.shape[1]
+    while place > 0:
+        j = place - 1
+        other = best_QK[q, j]
+        if other > found:
+            break
+        if other == found:
+            other_high, other_low = best_keys_QK2[q, j, 0], best_keys_QK2[q, j, 1]
+            if other_high < high or (other_high == high and other_low < low):
+                break
+            if other_high == high and other_low == low and best_rows_QK[q, j] < row:
+                break
+        if place < best_QK.shape[1]:
+            best_QK[q, place] = other
+            best_rows_QK[q, place] = best_rows_QK[q, j]
+            best_keys_QK2[q, place] = best_keys_QK2[q, j]
+        place = j
+    if place < best_QK.shape[1]:
+        best_QK[q, place] = found
+        best_rows_QK[q, place] = row
+        best_keys_QK2[q, place, 0] = high
+        best_keys_QK2[q, place, 1] = low
+
+
+@compiled
 def _insert(
     queries_QD: Singles,
     references_ND: Singles,
@@ -225,31 +261,8 @@ def _insert(
     best_rows_QK: Rows,
     best_QK: Similarities,
 ) -> None:
-    # Insertion sort of each pair into its query's k places, by similarity, then key, then row.
     for p in range(query_P.shape[0]):
         q = query_P[p]
         r = reference_P[p]
         found = similarity(queries_QD[q], references_ND[r])
-        high, low, row = keys_N2[r, 0], keys_N2[r, 1], first_row + r
-        place = best_QK.shape[1]
-        while place > 0:
-            j = place - 1
-            other = best_QK[q, j]
-            if other > found:
-                break
-            if other == found:
-                other_high, other_low = best_keys_QK2[q, j, 0], best_keys_QK2[q, j, 1]
-                if other_high < high or (other_high == high and other_low < low):
-                    break
-                if other_high == high and other_low == low and best_rows_QK[q, j] < row:
-                    break
-            if place < best_QK.shape[1]:
-                best_QK[q, place] = other
-                best_rows_QK[q, place] = best_rows_QK[q, j]
-                best_keys_QK2[q, place] = best_keys_QK2[q, j]
-            place = j
-        if place < best_QK.shape[1]:
-            best_QK[q, place] = found
-            best_rows_QK[q, place] = row
-            best_keys_QK2[q, place, 0] = high
-            best_keys_QK2[q, place, 1] = low
+        insert(q, found, keys_N2[r, 0], keys_N2[r, 1], first_row + r, best_keys_QK2, best_rows_QK, best_QK)

@@ -1,34 +1,21 @@
 """An exact index: all vectors, compared with every query.
 
 A saved index is a folder with ``vectors.npy`` (float16, (N, dim)) and ``keys.npy`` (uint64, (N, 2)), in the order of
-rows.
+rows, and ``index.npz``, which says that it is flat.
 """
 
-import errno
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import CorruptError, CurationError, DimensionError, DiskFullError, StoreError
+from curation.errors import CorruptError, CurationError, DimensionError
+from curation.indexes import array_files, index_header
 from curation.indexes.exact import BLOCK_ROWS, Neighbours, nearest
+from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, Header
 from curation.indexes.keys import Keys, check_keys
-from curation.indexes.vectors import Vectors, blocks, check_shape, widen
-
-VECTORS_FILE = "vectors.npy"
-KEYS_FILE = "keys.npy"
-
-_MAX_HEADER_BYTES = 1024
-# Version 1.0 of NumPy's format, exactly as ``save`` writes it: magic, version, header length, padded header.
-_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00..\{'descr': '(?P<descr>[<>|]\w\d)', 'fortran_order': False, "
-    rb"'shape': \((?P<rows>\d{1,15}), (?P<columns>\d{1,9})\), \} *\n",
-    re.DOTALL,
-)
+from curation.indexes.vectors import Rows, Vectors, blocks, check_shape, widen
 
 
 class FlatIndex:
@@ -50,6 +37,10 @@ class FlatIndex:
 
     def __len__(self) -> int:
         return sum(len(keys_N2) for _, keys_N2 in self._parts)
+
+    def empty(self) -> "FlatIndex":
+        """Return an index without rows that can be merged into this one."""
+        return FlatIndex(self.dim)
 
     def add(self, vectors_ND: Vectors, keys_N2: Keys) -> None:
         """Append rows; they are copied.
@@ -77,7 +68,12 @@ class FlatIndex:
         self._parts += other._parts
 
     def search(
-        self, queries_QD: Vectors, k: int, block_rows: int = 4 * BLOCK_ROWS, num_threads: int | None = None
+        self,
+        queries_QD: Vectors,
+        k: int,
+        block_rows: int = 4 * BLOCK_ROWS,
+        num_threads: int | None = None,
+        among_N: npt.NDArray[np.bool_] | None = None,
     ) -> Neighbours:
         """Return the ``k`` most similar rows of each query, exactly: see ``exact.nearest``.
 
@@ -86,6 +82,7 @@ class FlatIndex:
             k: Places beyond the size of the index are filled with row -1.
             block_rows: Rows compared at a time; bounds memory, changes no result.
             num_threads: Threads; None: Faiss's setting.
+            among_N: Rows that may be found; None: all.
 
         Raises:
             DimensionError: ``k`` is below 1 or the queries have the wrong shape or dtype.
@@ -93,7 +90,9 @@ class FlatIndex:
         """
         check_shape(queries_QD, self.dim)
         self._parts = list(_joined(self._parts, block_rows))
-        return nearest(queries_QD, self._parts, k, block_rows, num_threads)
+        if among_N is None:
+            return nearest(queries_QD, self._parts, k, block_rows, num_threads)
+        return nearest_among(queries_QD, self._parts, np.flatnonzero(among_N), k, block_rows, num_threads)
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, which is made if need be.
@@ -103,13 +102,11 @@ class FlatIndex:
             StoreError: The folder cannot be written.
         """
         folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _write(folder / VECTORS_FILE, np.dtype("<f2"), (len(self), self.dim), [v for v, _ in self._parts])
-            _write(folder / KEYS_FILE, np.dtype("<u8"), (len(self), 2), [k for _, k in self._parts])
-        except OSError as error:
-            kind = DiskFullError if error.errno in (errno.ENOSPC, errno.EDQUOT) else StoreError
-            raise kind(f"{folder}: the index cannot be written: {error.strerror}") from error
+        with array_files.writing(folder):
+            shape = (len(self), self.dim)
+            array_files.write(folder / VECTORS_FILE, np.dtype("<f2"), shape, [v for v, _ in self._parts])
+            array_files.write(folder / KEYS_FILE, np.dtype("<u8"), (len(self), 2), [k for _, k in self._parts])
+            index_header.write(folder / HEADER_FILE, Header())
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> "FlatIndex":
@@ -124,8 +121,8 @@ class FlatIndex:
         """
         folder = Path(folder)
         try:
-            vectors_ND = _mapped(folder / VECTORS_FILE, "<f2")
-            keys_N2 = _mapped(folder / KEYS_FILE, "<u8")
+            vectors_ND = array_files.mapped(folder / VECTORS_FILE, "<f2")
+            keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
             check_shape(vectors_ND)
             check_keys(keys_N2, len(vectors_ND))
             if verify:
@@ -145,6 +142,29 @@ def _check(vectors_ND: Vectors, keys_N2: Keys, dim: int) -> None:
         widen(vectors_ND[start:stop], first_row=start)
 
 
+def nearest_among(
+    queries_QD: Vectors,
+    parts: Iterable[tuple[Vectors, Keys]],
+    rows: Rows,
+    k: int,
+    block_rows: int = 4 * BLOCK_ROWS,
+    num_threads: int | None = None,
+) -> Neighbours:
+    """Return the ``k`` best of some rows, sorted, of all parts; see ``exact.nearest``."""
+
+    def chosen() -> Iterator[tuple[Vectors, Keys]]:
+        first_row = 0
+        for vectors_ND, keys_N2 in parts:
+            low, high = np.searchsorted(rows, (first_row, first_row + len(keys_N2)))
+            for start, stop in blocks(high - low, block_rows):
+                mine = rows[low + start : low + stop] - first_row
+                yield vectors_ND[mine], keys_N2[mine]
+            first_row += len(keys_N2)
+
+    found = nearest(queries_QD, chosen(), k, block_rows, num_threads)
+    return found._replace(rows=np.append(rows, -1)[found.rows])
+
+
 def _joined(parts: list[tuple[Vectors, Keys]], block_rows: int) -> Iterator[tuple[Vectors, Keys]]:
     """Join neighbouring small parts, since a block never spans two."""
     waiting: list[tuple[Vectors, Keys]] = []
@@ -160,36 +180,3 @@ def _joined(parts: list[tuple[Vectors, Keys]], block_rows: int) -> Iterator[tupl
         if part is not None:
             waiting.append(part)
             num_waiting += len(part[1])
-
-
-def _mapped(path: Path, descr: str) -> npt.NDArray[Any]:
-    # numpy.load would do, but opens archives too and lets Python's tokenizer fail on damaged headers in its own ways.
-    with path.open("rb") as file:
-        start = file.read(_MAX_HEADER_BYTES)
-        num_bytes = os.fstat(file.fileno()).st_size
-    header = _HEADER.match(start)
-    if (
-        header is None
-        or header["descr"].decode() != descr
-        or header.end() != 10 + int.from_bytes(start[8:10], "little")
-    ):
-        raise CorruptError(f"{path.name} does not start as an array of {descr} with two axes")
-    shape = int(header["rows"]), int(header["columns"])
-    dtype = np.dtype(descr)
-    if num_bytes != header.end() + shape[0] * shape[1] * dtype.itemsize:
-        raise CorruptError(f"{path.name} has {num_bytes} bytes, which do not hold an array of shape {shape}")
-    if not shape[0]:  # nothing to map
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", header.end(), shape)
-
-
-def _write(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], arrays: list[npt.NDArray[Any]]) -> None:
-    # Not through a memory map: on a full disk that kills the process instead of raising.
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for array in arrays:
-            for start, stop in blocks(len(array), BLOCK_ROWS):
-                file.write(np.ascontiguousarray(array[start:stop], dtype).data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -78,7 +78,7 @@ class Request:
         stage: Bring the run up to and including this stage.
         only: Refuse instead of running anything before the stage.
         redo: Stages to do again although they are finished.
-        refit: Fit PCA and centroids again.
+        refit: Fit PCA, index and centroids again.
     """
 
     stage: str = "manifest"
@@ -153,7 +153,7 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
     for step in steps:
         step.check(context.config)
         for name in step.weights(context.config):
-            role = "embed" if step.stage in ("cluster", "pca_hash") else step.stage
+            role = "embed" if step.stage in ("index", "cluster", "pca_hash") else step.stage
             if roles.get(name, role) != role:
                 raise ConfigError([f"{role}.weights: {name} is for {roles[name]}; see `curate models list`"])
             context.weights(name)

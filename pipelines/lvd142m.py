@@ -16,7 +16,7 @@ from curation.pipelines.plan import Plan, Step
 from curation.pipelines.step_settings import limits, plain
 from curation.stages.cluster import ClusterFit, ClusterStage
 from curation.stages.cluster_summary import ClusterBaseline, ClusterSummary
-from curation.stages.index import IndexStage
+from curation.stages.index import IndexFit, IndexStage
 from curation.stages.manifest import ManifestStage
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit
 from curation.stages.pca_hash_groups import PcaHashGroups
@@ -216,16 +216,35 @@ def _select() -> tuple[Step, ...]:
             check=_check_encoder,
         ),
         Step(
+            "index_fit",
+            "index",
+            "reduce",
+            IndexFit.version,
+            _POOL,
+            lambda context: IndexFit(context.config.index, context.config.seed),
+            reads=IndexFit.reads,
+            after=UNIQUE,
+            makes=IndexFit.artefacts,
+            fitted=True,
+            settings=lambda config, _: {
+                "index": plain(config.index, "probes", "depth", "recall"),
+                "seed": config.seed,
+                "embed": _encoder_settings(config),
+            },
+            weights=_encoder_weights,
+        ),
+        Step(
             "index",
             "index",
             "reduce",
             IndexStage.version,
             _POOL,
-            lambda context: IndexStage(),
+            lambda context: IndexStage(context.config.index, context.config.seed),
             reads=IndexStage.reads,
             after=UNIQUE,
+            needs=("index_fit",),
             makes=IndexStage.artefacts,
-            settings=lambda config, _: {"index": plain(config.index)},
+            settings=lambda config, _: {"index": plain(config.index), "seed": config.seed},
         ),
         Step(
             "cluster_fit",

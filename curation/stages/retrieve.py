@@ -11,7 +11,8 @@ what seed sets retrieve and whether or not there are any; ``balanced`` says whic
 Memory: see ``hits`` for what is retrieved; one seed set at a time, 20 bytes an image and 8 for its order; with
 ``next_neighbour`` 9 bytes a pool image; for a cluster-based set up to about 200 bytes for each of its ``max_images``,
 for balanced sampling for each of ``balanced_images``.
-Scratch disk: 2 * dim bytes a seed image. The time of sample-based retrieval is that of an exact search, seeds * pool.
+Scratch disk: 2 * dim bytes a seed image. The time of sample-based retrieval is that of a search of the index for each
+seed image (seeds * pool where it is flat), and with ``next_neighbour`` of several.
 
 Sources: Oquab et al. 2023, "DINOv2", section 3 and appendix A.4 (arXiv 2304.07193); for balanced sampling see
 ``curation.indexes.balanced``.
@@ -28,9 +29,8 @@ import pyarrow as pa
 from curation import schema
 from curation.config import RunConfig, SeedConfig
 from curation.indexes.balanced import QuotaSample, shares
-from curation.indexes.exact import BLOCK_ROWS, Neighbours, nearest
-from curation.indexes.flat import KEYS_FILE, VECTORS_FILE, FlatIndex
 from curation.indexes.hierarchy import Tree
+from curation.indexes.index import Index, load
 from curation.indexes.keys import Keys, keys_from_hex
 from curation.indexes.lookup import as_bytes
 from curation.indexes.sampling import Ranks, hash_keys
@@ -80,12 +80,11 @@ class RetrieveStage:
             yield view.collection, view.shard, _table(view, retrieved, balanced, everything)
 
     def _by_sample(self, inputs: ReduceInputs, number: int, seeds: SeedConfig, hits: Hits, path: Path) -> None:
-        folder = inputs.artefacts("index")
-        index = FlatIndex.load(folder, verify=False)  # every vector is checked when it is compared
+        index = load(inputs.artefacts("index"), verify=False)  # every vector is checked when it is compared
         if not len(index):
             return
         images = gather(inputs.shards(f"seeds/{hits.names[number]}"), schema.EMBED, path)
-        free = _Free(folder) if self.config.retrieve.collisions == "next_neighbour" else None
+        free = _Free(index) if self.config.retrieve.collisions == "next_neighbour" else None
         # Seeds take turns in the order of their ids, so that collisions are settled the same for any sharding.
         order = np.lexsort((images.keys[:, 1], images.keys[:, 0]))
         k = min(seeds.k, len(index))
@@ -134,14 +133,13 @@ class _Free:
     """Pool images that no seed image of a set has taken.
 
     Args:
-        index: A folder with the pool's saved index.
+        index: Of the pool.
     """
 
-    def __init__(self, index: Path) -> None:
-        self._vectors: Vectors = np.load(index / VECTORS_FILE, mmap_mode="r", allow_pickle=False)
-        self._keys: Keys = np.load(index / KEYS_FILE, mmap_mode="r", allow_pickle=False)
-        self._is_free = np.ones(len(self._keys), bool)
-        self._num_free = len(self._keys)
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._is_free = np.ones(len(index), bool)
+        self._num_free = len(index)
 
     def take(self, queries_QD: Vectors, k: int) -> Iterator[tuple[Rows, Keys, Similarities]]:
         """Yield, for each query, its number and the keys and similarities of what it takes, one entry an image taken.
@@ -155,7 +153,8 @@ class _Free:
         start, size, depth = 0, len(queries_QD), 2 * k
         while start < len(queries_QD) and self._num_free:
             stop = min(start + size, len(queries_QD))
-            found = self._search(queries_QD[start:stop], min(depth, self._num_free))
+            depth = min(depth, self._num_free)
+            found = self._index.search(queries_QD[start:stop], depth, num_threads=1, among_N=self._is_free)
             for query in range(start, stop):
                 wanted = min(k, self._num_free)
                 (places,) = np.nonzero(self._is_free[found.rows[query - start]])
@@ -171,16 +170,6 @@ class _Free:
                     found.similarities[query - start, places],
                 )
             start, size, depth = stop, 2 * size, 8 * k
-
-    def _search(self, queries_QD: Vectors, depth: int) -> Neighbours:
-        """Return the nearest free images, ``depth`` <= the number of free ones, with their rows in the index."""
-        (free,) = np.nonzero(self._is_free)
-        parts = (
-            (self._vectors[free[start:stop]], self._keys[free[start:stop]])
-            for start, stop in blocks(len(free), 4 * BLOCK_ROWS)
-        )
-        found = nearest(queries_QD, parts, depth, num_threads=1)
-        return found._replace(rows=free[found.rows])
 
 
 class ClusterSample:

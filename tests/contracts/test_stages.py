@@ -116,6 +116,11 @@ OTHER = {  # values that are other than the default, and allowed
     "sscd.precision": "bf16",
     "sscd.whitening": "fit",
     "sscd.score_norm": "fit",
+    "index.kind": "flat",
+    "index.num_lists": 64,
+    "index.code_bytes": 64,
+    "index.probes": 64,
+    "index.depth": 64,
     "faces.scales": [3.0],
     "retrieve.collisions": "next_neighbour",
     "images.max_aspect": 2.0,
@@ -144,7 +149,7 @@ def leaves():
     for section, field in RunConfig.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             for name, inner in field.annotation.model_fields.items():
-                if section not in ("pool", "manifest") and name not in ("weights", "kind"):  # kind has one value
+                if section not in ("pool", "manifest") and name != "weights":
                     yield f"{section}.{name}", inner.default
 
 

@@ -3,14 +3,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from curation.config import InputConfig, RetrieveConfig, RunConfig, SeedConfig
+from curation.config import IndexConfig, InputConfig, RetrieveConfig, RunConfig, SeedConfig
 from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys, keys_from_hex
 from curation.indexes.sampling import HashSample, hash_keys
 from curation.stages.cluster import TREE_FILE
 from curation.stages.hits import Hits
-from curation.stages.index import IndexStage
+from curation.stages.index import IndexFit, IndexStage
 from curation.stages.retrieve import ClusterSample, RetrieveStage
+
+FLAT = IndexConfig(kind="flat")
+# Every list is scanned and every image of these small pools is a candidate, so that the answer is the exact one.
+IVF_PQ = IndexConfig(kind="ivf_pq", num_lists=6, code_bytes=4, probes=6, depth=1024)
 
 
 def stage(seed=0, collisions="keep_nominal", balanced_images=None, **seeds):
@@ -24,14 +28,16 @@ def stage(seed=0, collisions="keep_nominal", balanced_images=None, **seeds):
 def retrieved(in_memory, reduce, tmp_path):
     """``retrieved(stage, collections)``: what retrieve says of each pool URL, with the pool's real index."""
 
-    def run(made, collections, num_shards=1, shuffled=None):
+    def run(made, collections, num_shards=1, shuffled=None, index=FLAT):
         inputs = in_memory(collections, num_shards, shuffled)
         folder = tmp_path / f"index-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
-        for _ in IndexStage()(inputs, folder):
-            raise AssertionError
+        for number, step in enumerate((IndexFit(index, 0), IndexStage(index, 0))):
+            (folder / str(number)).mkdir()
+            for _ in step(inputs, folder / str(number)):
+                raise AssertionError
+            inputs.made[("index_fit", "index")[number]] = folder / str(number)
         inputs.was_read.clear()
-        inputs.made["index"] = folder
         centroids = np.eye(6, 8, dtype=np.float32)
         tree = Tree((centroids, centroids[:2]), (np.array([0, 0, 0, 0, 0, 1], np.int32),))
         tree.save(tmp_path / TREE_FILE)
@@ -69,6 +75,26 @@ def world(image):
         return made
 
     return {"pool": rows(0, 300), "seeds/a": rows(400, 20), "seeds/b": rows(500, 20), "seeds/c": rows(600, 30)}
+
+
+@pytest.mark.parametrize("collisions", ["keep_nominal", "next_neighbour"])
+def test_an_inverted_index_that_scans_everything_retrieves_what_an_exact_one_does(
+    collisions, world, retrieved, sharding
+):
+    made = stage(collisions=collisions, a={"k": 4}, b={"k": 3})
+
+    assert retrieved(made, world, **sharding, index=IVF_PQ) == retrieved(made, world)
+
+
+@pytest.mark.parametrize("collisions", ["keep_nominal", "next_neighbour"])
+def test_what_an_inverted_index_retrieves_does_not_depend_on_shards_or_order(collisions, world, retrieved, sharding):
+    made = stage(collisions=collisions, a={"k": 4}, b={"k": 3})
+    few = IndexConfig(kind="ivf_pq", num_lists=12, code_bytes=1, probes=2, depth=6)
+
+    expected = retrieved(made, world, index=few)
+
+    assert expected != retrieved(made, world)
+    assert retrieved(made, world, **sharding, index=few) == expected
 
 
 @pytest.mark.parametrize("collisions", ["keep_nominal", "next_neighbour"])

@@ -493,7 +493,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_argument(
         "--pool-size", type=_positive, help="images of the pool the precision is wanted in; default: of what is sampled"
     )
-    calibrate.add_argument("--seed", type=int, default=0, help="of the sample and the edits (default: %(default)s)")
+    calibrate.add_argument("--seed", type=_whole, default=0, help="of the sample and the edits (default: %(default)s)")
     calibrate.add_argument("--output", help="folder of the results; default: RUN/calibration/dedup")
     _add_set(calibrate)
 
@@ -580,6 +580,12 @@ def _share(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, got {text}")
     return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, got {text}")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -212,15 +212,22 @@ class SscdConfig(Settings):
 
 
 class DedupConfig(Settings):
-    """Settings of the ``dedup`` stage."""
+    """Settings of the ``dedup`` stage.
 
-    threshold: float = Field(0.6, gt=0, lt=1, description="Cosine above which two pool images are copies.")
-    reference_threshold: float = Field(0.45, gt=0, lt=1, description="Cosine above which an image copies a reference.")
+    Cosines go up to 0.99: stored descriptors have unit length only up to the rounding of float16, so that even an image
+    with itself may be below a threshold nearer to 1.
+    """
+
+    threshold: float = Field(0.6, gt=0, le=0.99, description="Cosine above which two pool images are copies.")
+    reference_threshold: float = Field(0.45, gt=0, le=0.99, description="Above it an image copies a reference.")
     edge_floor: float = Field(
-        0.5, gt=0, lt=1, description="Pairs of pool images are kept down to it: `threshold` moves above it at no cost."
+        0.5,
+        gt=0,
+        le=0.99,
+        description="Pairs of the pool are kept down to it: `threshold` moves above it at no cost.",
     )
     reference_floor: float = Field(
-        0.4, gt=0, lt=1, description="The same for pairs with references and `reference_threshold`."
+        0.4, gt=0, le=0.99, description="The same for pairs with references and `reference_threshold`."
     )
     decontaminate: Literal["component", "neighbours"] = Field(
         "component",
@@ -232,7 +239,7 @@ class DedupConfig(Settings):
     min_similarity_to_representative: float | None = Field(
         None,
         gt=0,
-        lt=1,
+        le=0.99,
         description=(
             "Split components whose members are chained together, so that every member has this cosine with the image "
             "that represents it; null: components stay whole."
@@ -253,7 +260,10 @@ class DedupConfig(Settings):
         64, ge=1, description="A task with more pairs an image than this keeps a maximum spanning forest of them."
     )
     max_dropped_fraction: float = Field(
-        0.5, gt=0, le=1, description="Stop, with the audit, when references would drop more of the pool than this."
+        0.5,
+        gt=0,
+        le=1,
+        description="Stop, with the audit, when references and seeds drop more of the pool than this.",
     )
 
     @model_validator(mode="after")

@@ -31,12 +31,14 @@ class ImageRow:
         image_id: See ``schema.IMAGE_ID``.
         data: Encoded bytes.
         rgb_HW3: Decoded pixels, uint8, upright.
+        collection: What the shard belongs to.
     """
 
     row: int
     image_id: str
     data: bytes
     rgb_HW3: npt.NDArray[np.uint8]
+    collection: str = "pool"
 
 
 class ImageStage(Protocol):

@@ -357,8 +357,8 @@ def _cheapest(
             best = cost, Setting(floor, size, rotations, half, whole, found, 0, 1.0, met * num_tables)
     if best is None:
         raise UsageError(
-            f"a recall of {recall} at a similarity of {floor} needs more than {MAX_ROTATIONS} rotations: raise the "
-            "floor, lower the recall, or search exactly"
+            f"a recall of {recall} at a similarity of {floor} needs more than {MAX_ROTATIONS} rotations: raise "
+            "dedup.edge_floor or dedup.reference_floor, lower dedup.recall, or set dedup.backend to exact"
         )
     return best[1]
 

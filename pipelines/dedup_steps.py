@@ -7,6 +7,7 @@ from curation import schema
 from curation.config import RunConfig
 from curation.indexes.pairs import PairSearch
 from curation.pipelines.context import Context
+from curation.pipelines.faces_stage import faces_stage
 from curation.pipelines.plan import Step
 from curation.pipelines.step_settings import limits, plain
 from curation.stages.dedup import DedupStage
@@ -45,15 +46,18 @@ def deduplicate() -> tuple[Step, ...]:
             "sscd",
             "sscd",
             "images",
-            3,
+            4,
             _ALL,
             _sscd,
             reads=(schema.FETCH, schema.FACES),
             after=STORED,
             writes=schema.SSCD,
             needs=("sscd_fit",),
-            settings=lambda config, _: _sscd_settings(config),
-            weights=lambda config: (config.sscd.weights,),
+            settings=lambda config, collection: {
+                **_sscd_settings(config),
+                **({"faces": plain(config.faces)} if collection.startswith("references/") else {}),
+            },
+            weights=lambda config: (config.sscd.weights, *([config.faces.weights] if config.references else [])),
         ),
         Step(
             "dedup_fit",
@@ -149,7 +153,8 @@ def _sscd(context: Context) -> Any:
     from curation.stages.sscd_postprocess import Postprocess
 
     encoder = _copies(context)()
-    return SscdStage(encoder, Postprocess.load(context.artefacts("sscd_fit") / POSTPROCESS_FILE))
+    postprocess = Postprocess.load(context.artefacts("sscd_fit") / POSTPROCESS_FILE)
+    return SscdStage(encoder, postprocess, faces_stage(context).blurred if context.config.references else None)
 
 
 def _copies(context: Context) -> Callable[[], Any]:

@@ -154,6 +154,8 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
         step.check(context.config)
         for name in step.weights(context.config):
             role = "embed" if step.stage in ("index", "cluster", "pca_hash") else step.stage
+            if step.stage == "sscd" and name != context.config.sscd.weights:
+                role = "faces"  # references are described as blurred as the pool
             if roles.get(name, role) != role:
                 raise ConfigError([f"{role}.weights: {name} is for {roles[name]}; see `curate models list`"])
             context.weights(name)

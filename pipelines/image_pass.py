@@ -95,7 +95,7 @@ def run(context: Context, plan: Plan, step: Step, unit: Unit) -> tuple[int, int]
             if "tar_offset" in part.writes.names:
                 part.files["images"] = store.new_path(collection, "images", shard, "tar")
                 part.tar = stack.enter_context(TarWriter(stack.enter_context(store.create(part.files["images"]))))
-        _compute(context, parts, encoded(context, step, collection, shard, rows), images.column("image_id"))
+        _compute(context, collection, parts, encoded(context, step, collection, shard, rows), images.column("image_id"))
     for part in parts:
         _commit(context, plan, part, unit, images.num_rows, time.monotonic() - start)
     return images.num_rows, len(rows)
@@ -169,12 +169,16 @@ def _commit_gate(context: Context, plan: Plan, verdict: Step, collection: str, s
 
 
 def _compute(
-    context: Context, parts: Sequence[_Part], source: Iterator[tuple[int, bytes]], ids: pa.ChunkedArray
+    context: Context,
+    collection: str,
+    parts: Sequence[_Part],
+    source: Iterator[tuple[int, bytes]],
+    ids: pa.ChunkedArray,
 ) -> None:
     """Fill the parts' rows and tables."""
     size = max(part.stage.batch_size for part in parts if part.todo or part is parts[0])
     chunk: list[_Prepared] = []
-    for item in _prepared(context, parts, source, ids):
+    for item in _prepared(context, collection, parts, source, ids):
         if context.should_stop():
             raise InterruptedError
         chunk.append(item)
@@ -225,7 +229,11 @@ def _batch(part: _Part, batch: Sequence[_Prepared], ids: pa.ChunkedArray) -> pa.
 
 
 def _prepared(
-    context: Context, parts: Sequence[_Part], source: Iterator[tuple[int, bytes]], ids: pa.ChunkedArray
+    context: Context,
+    collection: str,
+    parts: Sequence[_Part],
+    source: Iterator[tuple[int, bytes]],
+    ids: pa.ChunkedArray,
 ) -> Iterator[_Prepared]:
     """Decode and prepare in threads, a bounded number ahead, in the order of rows."""
     limits = context.config.images
@@ -240,7 +248,7 @@ def _prepared(
             with guard.at_work(identity, data, limits) as decoded:
                 rgb = decode(data, limits, min_side_px, HEADROOM)
                 decoded()
-                image = ImageRow(row, identity, data, rgb)
+                image = ImageRow(row, identity, data, rgb, collection)
                 return _each(row, image, [part for part in parts if row in part.todo])
         except ImageError as error:
             return _Prepared(row, {}, dict.fromkeys(names, error.reason))

@@ -10,6 +10,7 @@ from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
 from curation.pipelines.context import Context
 from curation.pipelines.dedup_steps import UNIQUE, deduplicate
+from curation.pipelines.faces_stage import faces_stage
 from curation.pipelines.freshness import assess
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
@@ -172,7 +173,7 @@ def _screen() -> tuple[Step, ...]:
             "images",
             3,
             _OURS,
-            _faces,
+            faces_stage,
             reads=_FETCHED,
             after=(schema.FETCH, schema.NSFW_VERDICT),
             writes=schema.FACES,
@@ -380,22 +381,6 @@ def _nsfw(context: Context) -> Any:
     config = context.config.nsfw
     scorer = NsfwScorer(context.weights(config.weights), config.batch_size, device=context.device("nsfw"))
     return NsfwStage(scorer, config)
-
-
-def _faces(context: Context) -> Any:
-    from curation.models.faces import FaceDetector
-    from curation.stages.faces import FacesStage
-
-    config = context.config.faces
-    detector = FaceDetector(
-        context.weights(config.weights),
-        config.min_score,
-        config.scales,
-        config.max_side_px,
-        device=context.device("faces"),
-        tiled=config.tiles,
-    )
-    return FacesStage(detector, config, context.config.images)
 
 
 def _embed(context: Context) -> Any:

@@ -221,7 +221,8 @@ class Inputs:
                 except InterruptedError:
                     raise
                 except (pa.ArrowException, OSError) as error:
-                    raise CorruptError(f"{run.url}: {marker.files[role]} cannot be read: {error}") from error
+                    redo = f"`--redo {self._plan.step(step).stage}` makes it again"
+                    raise CorruptError(f"{run.url}: {marker.files[role]} cannot be read: {error}; {redo}") from error
             if num_rows != marker.num_rows:
                 raise CorruptError(
                     f"{run.url}: {marker.files[role]} has {num_rows} rows, its marker says {marker.num_rows}"

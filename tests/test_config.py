@@ -43,7 +43,7 @@ def test_mistakes_in_the_file_and_on_the_command_line_are_reported_together(tmp_
 
     assert len(found) == 3
     assert "--set fetch.timeout_s: must look like section.key=value" in found
-    assert "--set dedup.threshold=2: dedup.threshold: must be less than 1, got 2" in found
+    assert "--set dedup.threshold=2: dedup.threshold: must be at most 0.99, got 2" in found
     assert "my.yaml: nsfw.max_score: must be at most 1, got 50" in found
 
 
@@ -60,7 +60,7 @@ def test_mistakes_in_the_file_and_on_the_command_line_are_reported_together(tmp_
         ("fetch: {timeout_s: .inf}", "my.yaml: fetch.timeout_s: must be"),
         ("fetch: {timeout_s: .nan}", "my.yaml: fetch.timeout_s: must be"),
         ("shards: {rows: 0}", "my.yaml: shards.rows: must be at least 1, got 0"),
-        ("dedup: {threshold: 1}", "my.yaml: dedup.threshold: must be less than 1, got 1"),
+        ("dedup: {threshold: 1}", "my.yaml: dedup.threshold: must be at most 0.99, got 1"),
         ("retrieve: {collisions: maybe}", "my.yaml: retrieve.collisions: must be 'keep_nominal' or 'next_neighbour'"),
         ("faces: {scales: []}", "my.yaml: faces.scales: must have at least 1 entries, got 0"),
         ("faces: {scales: 2}", "my.yaml: faces.scales: must be a list, got 2"),

@@ -9,6 +9,9 @@ sample can say about a pool that is much larger: then the suggestion is called u
 
 import hashlib
 import json
+import logging
+import os
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +39,8 @@ from curation.pipelines.plan import Plan
 from curation.stages.sscd import SscdStage
 
 MIN_IMAGES = 20
+logger = logging.getLogger(__name__)
+
 _VERSION = 1  # of what copies look like; raise when an edit changes
 
 Progress = Callable[[int, int], None]
@@ -151,7 +156,10 @@ def _describe_all(
         "images": limits.model_dump(mode="json", exclude={"decode_threads"}),
     }
     folder = request.output / "descriptors"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}; give another --output") from error
     total, done = len(sample) * (1 + len(planned)), 0
 
     def said(number: int) -> None:
@@ -164,13 +172,15 @@ def _describe_all(
         name = "original" if one is None else one.edit.name
         strengths = [] if one is None else list(map(float, one.edit.strengths))
         path = folder / f"{name}-{fingerprint({**cause, 'edit': name, 'strengths': strengths})[:16]}.npz"
-        if not path.exists():
+        described = _load(path)
+        if described is None:
             if context.should_stop():
                 raise KeyboardInterrupt
-            _save(path, _described(sample, one, stage, limits, request.seed, said))
+            described = _described(sample, one, stage, limits, request.seed, said)
+            _save(path, described)
         else:
             said(len(sample))
-        found.append(_load(path))
+        found.append(described)
     return found
 
 
@@ -187,12 +197,21 @@ def _save(path: Path, found: Described) -> None:
     attempt = path.with_suffix(".part")
     with attempt.open("wb") as file:
         np.savez(file, vectors=found.vectors_ND, bias=found.bias_N, good=found.good_N)
+        file.flush()
+        os.fsync(file.fileno())
     attempt.replace(path)
 
 
-def _load(path: Path) -> Described:
-    with np.load(path, allow_pickle=False) as arrays:
-        return Described(arrays["vectors"], arrays["bias"], arrays["good"])
+def _load(path: Path) -> Described | None:
+    """Return what was described before; None where there is nothing, or it is damaged: then it is made again."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Described(arrays["vectors"], arrays["bias"], arrays["good"])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        logger.warning("%s is damaged and is made again", path)
+        return None
 
 
 def _table(score: str, planned: list[Copies], measured: list[Measured]) -> list[dict[str, Any]]:

@@ -170,14 +170,15 @@ class DedupStage:
         return verdicts
 
     def _check_dropped(self, verdicts: _Verdicts, num_pool: int) -> None:
-        dropped = int(np.count_nonzero(verdicts.reason == _REFERENCE))
+        dropped = int(np.isin(verdicts.reason, (_REFERENCE, _SEED)).sum())
         if num_pool and dropped / num_pool > self.config.max_dropped_fraction:
             raise StageError(
                 self.name,
                 None,
-                f"references would drop {dropped} of {num_pool} pool images ({dropped / num_pool:.0%}), more than "
-                f"dedup.max_dropped_fraction {self.config.max_dropped_fraction:.0%}; look at "
-                f"stopped/dedup/{AUDIT_FILE} in the run, then raise dedup.reference_threshold or the fraction",
+                f"references and seeds would drop {dropped} of {num_pool} pool images ({dropped / num_pool:.0%}), more "
+                f"than dedup.max_dropped_fraction {self.config.max_dropped_fraction:.0%}; look at "
+                f"stopped/dedup/{AUDIT_FILE} in the run, then raise dedup.reference_threshold, dedup.threshold or "
+                "the fraction",
             )
 
     def _advise(self, inputs: ReduceInputs, num_pool: int) -> None:

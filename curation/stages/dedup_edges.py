@@ -61,7 +61,7 @@ class DedupEdges:
     """The search of one block."""
 
     name: ClassVar[str] = "dedup_edges"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: tuple[Table, ...] = (schema.FETCH, schema.SSCD, schema.DEDUP_CODES)
     writes: pa.Schema = schema.EDGES
 
@@ -105,7 +105,7 @@ class DedupEdges:
                 limit = self.config.max_edges_per_row * (len(ours) + len(theirs))
                 edges = _forest_of_many(found, len(ours) + len(theirs), len(ours), limit, scratch / "edges")
             else:
-                edges = map(_whole, found)
+                edges = _best_few_of_each(found, len(ours), self.config.max_edges_per_row)
         for left_E, right_E, millionths_E in edges:
             columns = (ours.shards[left_E], ours.rows[left_E], theirs.shards[right_E], theirs.rows[right_E])
             yield pa.table([*columns, millionths_E], schema=schema.EDGES)
@@ -121,6 +121,28 @@ def _whole(edges: Edges) -> _Found:
 
 def _nothing() -> _Found:
     return np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)
+
+
+def _best_few_of_each(found: Iterator[Edges], num_rows: int, few: int) -> Iterator[_Found]:
+    """Yield the ``few`` most similar right rows of each left row; of equally similar ones the first."""
+    kept, num_edges = [_nothing()], 0
+    for edges in found:
+        kept.append(_whole(edges))
+        num_edges += len(edges.left)
+        if num_edges > 2 * few * num_rows + _TABLE_ROWS:
+            kept = [_few_of_each(kept, few)]
+            num_edges = len(kept[0][0])
+        yield _nothing()
+    yield _few_of_each(kept, few)
+
+
+def _few_of_each(parts: Sequence[_Found], few: int) -> _Found:
+    left_E, right_E, millionths_E = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.lexsort((right_E, -millionths_E, left_E))
+    left_E = left_E[order]
+    rank_E = np.arange(len(left_E)) - np.searchsorted(left_E, left_E)
+    order = order[rank_E < few]
+    return left_E[rank_E < few], right_E[order], millionths_E[order]
 
 
 def _forest_of_many(found: Iterator[Edges], num_rows: int, shift: int, limit: int, path: Path) -> Iterator[_Found]:

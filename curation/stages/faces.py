@@ -89,6 +89,15 @@ class FacesStage:
                 return HiddenFaces(faces, data, stored_format)
         return self._hide(rgb_HW3, faces, _writer(image.data, info.format, rgb_HW3, self.config.jpeg_quality))
 
+    def blurred(self, image: ImageRow) -> npt.NDArray[np.uint8]:
+        """Return the pixels that would be stored of an image; those it has where there are no faces.
+
+        Raises:
+            ImageError: As ``prepare``.
+        """
+        hidden = self.prepare(image)
+        return images.decode(hidden.data, self._limits) if len(hidden.faces) else image.rgb_HW3
+
     def __call__(self, batch: Sequence[HiddenFaces]) -> Mapping[str, Any]:
         """Return ``num_faces``, ``face_boxes``, ``face_scores``, and ``stored``: (bytes, format) of each image.
 

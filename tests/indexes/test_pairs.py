@@ -184,7 +184,7 @@ def test_a_floor_below_the_fitted_ones_is_refused(inverted):
 
 
 def test_a_recall_out_of_reach_is_refused():
-    with pytest.raises(UsageError, match="raise the floor"):
+    with pytest.raises(UsageError, match=r"raise dedup\.edge_floor"):
         InvertedPairs.fit(pool()[:100], 1000, [0.05], 0.999)
 
 

@@ -115,7 +115,9 @@ class Made:
         step = self.plan.step(name)
         assert step.writes is not None
         arrays = [
-            columns[field.name] if name == "sscd" else pa.array(columns.get(field.name, [None] * ROWS), field.type)
+            columns[field.name]
+            if field.name == "sscd"
+            else pa.array(columns.get(field.name, [None] * ROWS), field.type)
             for field in step.writes.schema
         ]
         types = [array.type for array in arrays]

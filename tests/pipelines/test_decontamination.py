@@ -107,8 +107,6 @@ def test_every_mild_copy_of_a_test_split_is_found(shared_data, bring, tmp_path):
     tree = {
         "pool": {"inputs": [{"kind": "folder", "path": str(tmp_path / "pool")}]},
         "references": {"flowers": {"inputs": [{"kind": "folder", "path": str(tmp_path / "test")}]}},
-        # The detector takes one flower for a face; blurred over most of its area its copy is not mild.
-        "faces": {"scales": [1.0], "min_score": 1.0},
         "dedup": {"max_dropped_fraction": 1.0},
         "shards": {"rows": 97},
     }

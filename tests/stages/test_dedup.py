@@ -300,10 +300,18 @@ def test_too_many_dropped_stops_before_anything_is_yielded_and_leaves_the_audit(
     if not stops:
         assert reasons(reduce(dedup, inputs)["pool"], rows).count("reference_copy") == 2
         return
-    with pytest.raises(StageError, match="dedup: references would drop 2 of 4 pool images") as stopped:
+    with pytest.raises(StageError, match="dedup: references and seeds would drop 2 of 4 pool images") as stopped:
         next(dedup(inputs, tmp_path))
     assert "dedup.max_dropped_fraction 49%" in str(stopped.value)
     assert pq.read_table(tmp_path / AUDIT_FILE).num_rows == 2
+
+
+def test_seeds_that_would_empty_the_pool_stop_too(image, unit, in_memory, tmp_path):
+    rows = [image(n, sscd=unit(1, 0.01 * n)) for n in range(6)]
+    inputs = in_memory({"pool": rows, "seeds/a": [image(90, sscd=unit(1))]})
+
+    with pytest.raises(StageError, match="references and seeds would drop 6 of 6 pool images"):
+        next(stage(as_is=["a"], max_dropped_fraction=0.5)(inputs, tmp_path))
 
 
 def test_a_kept_row_without_a_descriptor_stays_ungrouped(image, unit, in_memory, reduce):

@@ -220,8 +220,7 @@ class _Writer:
 def _writer(data: bytes, source_format: str, rgb_HW3: npt.NDArray[np.uint8], quality: int) -> _Writer:
     if source_format in images.LOSSLESS or (source_format == "webp" and _is_lossless_webp(data)):
         return _Writer("png", quality, None, [])
-    height, width = rgb_HW3.shape[:2]
-    coding = jpeg_coding.coding_of(data, width, height) if source_format == "jpeg" else None
+    coding = jpeg_coding.coding_of(data) if source_format == "jpeg" else None
     planes = [] if coding is None else jpeg_edit.source_planes(data, rgb_HW3, coding)
     return _Writer("jpeg", quality, coding, planes)
 

@@ -111,7 +111,7 @@ def test_outside_of_the_ellipses_no_statistic_is_worse_than_encoding_the_jpeg_ag
     hidden, pixels = stage.prepare(row(source)), images.decode(source, LIMITS).astype(int)
     outside = ~np.any([ellipse(pixels.shape, box, CONFIG.margin) for box in hidden.faces.boxes_N4], axis=0)
 
-    again = encode_jpeg(pixels.astype(np.uint8), coding_of(source, 512, 512))
+    again = encode_jpeg(pixels.astype(np.uint8), coding_of(source))
     ours, plain = (np.abs(images.decode(data, LIMITS) - pixels)[outside] for data in (hidden.data, again))
 
     for statistic in (np.mean, np.max, lambda errors: np.percentile(errors, 99), lambda e: np.percentile(e, 99.9)):
@@ -221,6 +221,13 @@ def test_a_turned_photo_is_stored_upright(stage):
         assert 0x0112 not in image.getexif()
     stored = images.decode(hidden.data, LIMITS).astype(int)
     assert np.abs(stored[300:] - skimage_data.astronaut()[300:]).mean() < 6
+
+
+def test_a_photo_with_a_broken_exif_block_is_stored_like_one_without(stage):
+    source = jpeg(skimage_data.astronaut(), quality=90)
+    broken = source[:20] + b"\xff\xe1\x00\x17Exif\0\0garbage here..." + source[20:]
+
+    assert stage.prepare(row(broken)).data == stage.prepare(row(source)).data
 
 
 def test_boxes_are_in_pixels_of_the_full_image_even_when_it_was_decoded_smaller(stage):

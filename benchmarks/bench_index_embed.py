@@ -234,7 +234,7 @@ def ours(pipe: Connection, files: list[Path]) -> None:
     def once(number: int) -> None:
         part = image_pass._Part(step, stage, frozenset(range(number)), stage.writes.schema.empty_table())
         context = Context(Run(tempfile.gettempdir()), config)
-        image_pass._compute(context, [part], source(number), pa.chunked_array([ids]))
+        image_pass._compute(context, "pool", 0, [part], source(number), pa.chunked_array([ids]))
         if sum(table.num_rows for table in part.tables) != number:
             raise AssertionError("rows are missing")
 

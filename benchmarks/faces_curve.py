@@ -207,7 +207,7 @@ def hidden_result(photo: Photo, auditors: dict[str, FaceDetector]) -> Hidden | N
     """Return how a photo comes out of the stage; None where nothing is found."""
     rgb_HW3 = images.decode(photo.data, LIMITS)
     result = FacesStage(auditors["same"], CONFIG, LIMITS).prepare(ImageRow(0, "", photo.data, rgb_HW3))
-    coding = coding_of(photo.data, rgb_HW3.shape[1], rgb_HW3.shape[0])
+    coding = coding_of(photo.data)
     if not len(result.faces) or coding is None or result.format != "jpeg":
         return None
     boxes_N4 = result.faces.boxes_N4

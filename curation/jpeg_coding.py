@@ -4,6 +4,8 @@ Blocks whose pixels did not change then fall on the same quantisation steps agai
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, JpegImagePlugin
 
+from curation.colours import BROKEN
 from curation.errors import ImageError
+from curation.prescan import lean
 
 _SUBSAMPLING = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}
 _MAX_STEP = 255  # of a baseline JPEG
@@ -33,25 +37,37 @@ class JpegCoding:
     grey: bool
 
 
-def coding_of(data: bytes, width: int, height: int) -> JpegCoding | None:
+@contextmanager
+def opened(data: bytes) -> Iterator[tuple[Image.Image, int]]:
+    """Yield a JPEG without its metadata, which Pillow reads slowly and stumbles over, and its orientation, 1 to 8.
+
+    Raises:
+        ImageError: The bytes are no JPEG, or what is done with them inside the block fails as it does on broken ones.
+    """
+    seen = lean(data, max_pixels=0)  # of other formats; a JPEG is not asked
+    try:
+        with Image.open(io.BytesIO(seen.data), formats=("JPEG",)) as image:
+            yield image, seen.orientation
+    except BROKEN as error:
+        raise ImageError("undecodable", f"JPEG: {error}"[:200]) from error
+
+
+def coding_of(data: bytes) -> JpegCoding | None:
     """Return how a JPEG is quantised; None for CMYK, RGB and what else cannot be written again the same way.
+
+    It is meant for upright pixels: where the orientation turns them by 90 degrees against the coded ones, tables are
+    transposed and chroma that is subsampled in one direction only is written in full.
 
     Args:
         data: A JPEG that ``images.decode`` accepts.
-        width: Of the pixels to write. Where they are turned by 90 degrees against the coded ones, tables are transposed
-            and chroma that is subsampled in one direction only is written in full.
-        height: Of the pixels to write.
 
     Raises:
         ImageError: The bytes are no JPEG.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            if not isinstance(image, JpegImagePlugin.JpegImageFile):
-                return None
-            return _coding(image, turned=image.size != (width, height))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError("undecodable", f"JPEG header: {error}"[:200]) from error
+    with opened(data) as (image, orientation):
+        if not isinstance(image, JpegImagePlugin.JpegImageFile):
+            return None
+        return _coding(image, turned=orientation >= 5)
 
 
 def encode_jpeg(rgb_HW3: npt.NDArray[np.uint8], coding: JpegCoding) -> bytes:

@@ -13,14 +13,13 @@ On 148 crowd photos with hidden faces the largest error of unedited pixels is 8 
 the source again gives 13 (docs/faces.md).
 """
 
-import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from curation.jpeg_coding import JpegCoding, encode_jpeg, save_jpeg
+from curation.jpeg_coding import JpegCoding, encode_jpeg, opened, save_jpeg
 
 Plane = npt.NDArray[np.uint8]
 
@@ -41,7 +40,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION = 0x0112
 _PLACES = np.arange(_SIDE)
 _COSINES_88 = np.sqrt(2 / _SIDE) * np.cos((2 * _PLACES[None] + 1) * _PLACES[:, None] * np.pi / (2 * _SIDE))
 _COSINES_88[0] /= np.sqrt(2)
@@ -59,9 +57,12 @@ def source_planes(data: bytes, rgb_HW3: npt.NDArray[np.uint8], coding: JpegCodin
         data: A JPEG.
         rgb_HW3: Its pixels, upright, shape (H, W, 3), uint8.
         coding: How it will be written.
+
+    Raises:
+        ImageError: The bytes are no JPEG.
     """
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    with opened(data) as (image, orientation):
+        turn = _TURNS.get(orientation)
         size, mode = image.size, image.mode
         seen = _turned(np.asarray(image.convert("RGB")), turn)
     across, down = _FACTORS[coding.subsampling]
@@ -116,7 +117,7 @@ def _turned(samples: npt.NDArray[np.uint8], turn: Image.Transpose | None) -> npt
 
 def _ycc(data: bytes, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """Return luma and chroma of a JPEG decoded at least at a size, without a way through RGB."""
-    with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+    with opened(data) as (image, _):
         image.draft("YCbCr", size)
         return np.asarray(image)
 

@@ -165,7 +165,7 @@ IMAGE_REASONS = frozenset(
         "not_an_image",  # content is none of the allowed formats
         "truncated",  # ends before its pixels do
         "undecodable",  # right format, broken content
-        "crashes_decoder",  # kills the process that decodes it, or that makes of it what a stage needs
+        "crashes_decoder",  # kills the process that works on it, or raises an error that is none of ours
         "decode_timeout",  # takes longer than images.decode_timeout_s or images.prepare_timeout_s
         "too_many_pixels",
         "too_large",  # bytes

@@ -5,6 +5,7 @@ then only theirs are computed. Where several steps share a pass, each has a tabl
 between, those that are committed stay.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,9 +19,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.crashes import watch
+from curation.crashes import CRASH, watch
 from curation.crawl import fetch as fetch_links
-from curation.errors import CorruptError, ImageError, StageError
+from curation.errors import CorruptError, CurationError, ImageError, StageError
 from curation.images import decode
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import shard_unit
@@ -31,16 +32,20 @@ from curation.stage import ImageRow, ImageStage, MapStage
 from curation.store import Marker
 from curation.tars import TarWriter
 
+logger = logging.getLogger(__name__)
+
+_MAX_FAULTS, _MAX_FAULT_SHARE = 10, 0.1  # of the images of a unit, whichever is more; beyond, it is no image's fault
 HEADROOM = 2.0  # of reduced decoding: SSCD cosine with a full decode at least 0.99 (docs/images.md)
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a row contributes to a batch of each step, or why it cannot."""
+    """What a row contributes to a batch of each step, or why it cannot; and what nobody expected to go wrong."""
 
     row: int
     values: Mapping[str, Any]
     errors: Mapping[str, str]
+    fault: str = ""
 
 
 @dataclass
@@ -95,7 +100,8 @@ def run(context: Context, plan: Plan, step: Step, unit: Unit) -> tuple[int, int]
             if "tar_offset" in part.writes.names:
                 part.files["images"] = store.new_path(collection, "images", shard, "tar")
                 part.tar = stack.enter_context(TarWriter(stack.enter_context(store.create(part.files["images"]))))
-        _compute(context, collection, parts, encoded(context, step, collection, shard, rows), images.column("image_id"))
+        source = encoded(context, step, collection, shard, rows)
+        _compute(context, collection, shard, parts, source, images.column("image_id"))
     for part in parts:
         _commit(context, plan, part, unit, images.num_rows, time.monotonic() - start)
     return images.num_rows, len(rows)
@@ -171,16 +177,29 @@ def _commit_gate(context: Context, plan: Plan, verdict: Step, collection: str, s
 def _compute(
     context: Context,
     collection: str,
+    shard: int,
     parts: Sequence[_Part],
     source: Iterator[tuple[int, bytes]],
     ids: pa.ChunkedArray,
 ) -> None:
-    """Fill the parts' rows and tables."""
+    """Fill the parts' rows and tables.
+
+    Raises:
+        StageError: More images than broken ones can account for failed unexpectedly.
+    """
     size = max(part.stage.batch_size for part in parts if part.todo or part is parts[0])
     chunk: list[_Prepared] = []
+    num_images = len(frozenset().union(*(part.todo for part in parts)))
+    num_faults, most_faults = 0, max(_MAX_FAULTS, _MAX_FAULT_SHARE * num_images)
     for item in _prepared(context, collection, parts, source, ids):
         if context.should_stop():
             raise InterruptedError
+        if item.fault:
+            logger.warning("%s; it is refused as %s", item.fault, CRASH)
+            num_faults += 1
+            if num_faults > most_faults:
+                message = f"{num_faults} of {num_images} images failed in a way that is no fault of theirs; the last: "
+                raise StageError(parts[0].step.stage, shard, message + item.fault)
         chunk.append(item)
         if len(chunk) == size:
             _flush(context, parts, chunk, ids)
@@ -249,9 +268,13 @@ def _prepared(
                 rgb = decode(data, limits, min_side_px, HEADROOM)
                 decoded()
                 image = ImageRow(row, identity, data, rgb, collection)
-                return _each(row, image, [part for part in parts if row in part.todo])
+                return _each(image, [part for part in parts if row in part.todo])
         except ImageError as error:
             return _Prepared(row, {}, dict.fromkeys(names, error.reason))
+        except (CurationError, InterruptedError):
+            raise
+        except Exception as error:  # noqa: BLE001  # whatever a decoder raises on hostile bytes costs one row
+            return _Prepared(row, {}, dict.fromkeys(names, CRASH), _fault(identity, error))
 
     # A whole batch is decoded while the model works on the one before, where what waits is small: steps that resize
     # keep a few hundred kilobytes an image, others all pixels.
@@ -271,15 +294,25 @@ def _prepared(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _each(row: int, image: ImageRow, parts: Sequence[_Part]) -> _Prepared:
+def _each(image: ImageRow, parts: Sequence[_Part]) -> _Prepared:
     values: dict[str, Any] = {}
     errors: dict[str, str] = {}
+    fault = ""
     for part in parts:
         try:
             values[part.step.name] = part.stage.prepare(image)
         except ImageError as error:
             errors[part.step.name] = error.reason
-    return _Prepared(row, values, errors)
+        except (CurationError, InterruptedError):
+            raise
+        except Exception as error:  # noqa: BLE001  # as in a decoder
+            errors[part.step.name] = CRASH
+            fault = _fault(image.image_id, error, part.step.name)
+    return _Prepared(image.row, values, errors, fault)
+
+
+def _fault(identity: str, error: Exception, stage: str = "decoding") -> str:
+    return f"image {identity}: {stage}: {type(error).__name__}: {' '.join(str(error).split())}"[:400]
 
 
 def _table(

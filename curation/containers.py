@@ -22,6 +22,8 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _FILLED_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _SCAN_END = re.compile(rb"\xff(?![\x00\xd0-\xd7])")  # stuffed zeros and restarts belong to the coded data
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_TEXT = re.compile(rb"[\x20-\x7e]{24}")  # in none of 5,000 photos at the end of a scan
+_TEXT_BYTES = 4_096  # that are looked at there
 _DRI, _PROGRESSIVE = 0xDD, 0xC2
 _FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})  # of Huffman-coded blocks
 _TABLES = frozenset({0xC4, 0xDB, _DRI})
@@ -155,7 +157,7 @@ def _is_plain(segments: list[tuple[int, bytes, bytes]]) -> bool:
     """Whether there is one Huffman-coded frame of a known height and, behind it, its scans with tables between them.
 
     Those of a frame that is not progressive have to be of each component once; restarts have to be announced and
-    counted.
+    counted; and no scan may end in text.
     """
     codes = [code for code, _, _ in segments]
     frames = [(number, payload) for number, (code, payload, _) in enumerate(segments) if code in _FRAMES]
@@ -171,6 +173,8 @@ def _is_plain(segments: list[tuple[int, bytes, bytes]]) -> bool:
             interval = int.from_bytes(payload, "big")
         if code == SOS:
             scanned += payload[1:-3:2]
+            if _TEXT.search(coded[-_TEXT_BYTES:]):
+                return False
             restarts = b"".join(_RESTART.findall(coded))
             if restarts and (not interval or restarts != bytes(0xD0 + n % 8 for n in range(len(restarts)))):
                 return False

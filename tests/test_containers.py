@@ -210,6 +210,7 @@ ODD_JPEGS = {
     "junk between segments": lambda jpeg, scan: insert(jpeg, NOTE_BYTES),
     "no end": lambda jpeg, scan: jpeg[:-2],
     "text for an end": lambda jpeg, scan: jpeg[:-2] + NOTE_BYTES,
+    "text behind the last block": lambda jpeg, scan: jpeg[:-2] + NOTE_BYTES + jpeg[-2:],
     "a height behind the scan": lambda jpeg, scan: jpeg[:-2] + segment(0xDC, NOTE_BYTES) + jpeg[-2:],
     "a height before the frame": lambda jpeg, scan: insert(jpeg, segment(0xDC, NOTE_BYTES)),
     "arithmetic conditioning": lambda jpeg, scan: insert(jpeg, segment(0xCC, NOTE_BYTES)),

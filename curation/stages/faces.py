@@ -48,7 +48,7 @@ class FacesStage:
     """
 
     name: ClassVar[str] = "faces"
-    version: ClassVar[int] = 3  # raise when the output for the same input changes
+    version: ClassVar[int] = 4  # raise when the output for the same input changes
     writes: schema.Table = schema.FACES
     batch_size: int = 16
     min_side_px: int | None = None

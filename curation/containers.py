@@ -19,7 +19,15 @@ SOI, EOI, SOS = 0xD8, 0xD9, 0xDA
 _CODING = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), SOS, 0xDB, 0xDC, 0xDD})  # frames, tables, scans, restarts
 _NO_PAYLOAD = frozenset({0x01, *range(0xD0, 0xDA)})
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_MARKER_AFTER_SCAN = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")  # stuffed zeros and restarts belong to the coded data
+_FILLED_MARKER = re.compile(rb"\xff+([^\x00\xff])")
+_SCAN_END = re.compile(rb"\xff(?![\x00\xd0-\xd7])")  # stuffed zeros and restarts belong to the coded data
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_TEXT = re.compile(rb"[\x20-\x7e]{24}")  # in none of 5,000 photos at the end of a scan
+_TEXT_BYTES = 4_096  # that are looked at there
+_DRI, _PROGRESSIVE = 0xDD, 0xC2
+_FRAMES = frozenset({0xC0, 0xC1, _PROGRESSIVE})  # of Huffman-coded blocks
+_TABLES = frozenset({0xC4, 0xDB, _DRI})
+_APPLICATION = frozenset({*range(0xE0, 0xF0), 0xFE})  # and comments
 _ICC = b"ICC_PROFILE\0"
 _ICC_BYTES = 65_535 - 2 - len(_ICC) - 2  # of a profile, in one segment
 _JFIF_BYTES = 14  # of APP0 without its thumbnail
@@ -28,17 +36,21 @@ _MAX_BOXES = 1_000
 
 # PNG: signature; chunks of length (4), type (4), payload and CRC (4).
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Bytes of the chunks that are kept besides pixels, palette and transparency; no animation: later frames were never
+# Bytes of the chunks that are kept besides pixels and palette; no animation: later frames were never
 # looked at.
 _PNG_KEPT = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"pHYs": 9, b"cICP": 4}
-_PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT"))
+_PNG_PIXELS = frozenset((b"IHDR", b"PLTE", b"IDAT"))
+_PNG_WITH_ALPHA = (4, 6)  # colour types
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by colour type
-_PNG_KEY_BYTES = {0: 2, 2: 6}  # of a transparent colour
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 _DEFLATED_BYTES, _INFLATED_BYTES = 1 << 16, 1 << 20  # at a time
 
 # WebP: RIFF, length, WEBP; chunks of type (4), length (4), payload, padded to even.
 _WEBP_ICC, _WEBP_ALPHA, _WEBP_EXIF, _WEBP_ANIMATION = 0x20, 0x10, 0x08, 0x02
+_VP8L_ALPHA = 1 << 28  # behind a signature and two sides of 14 bits each
+_WEBP_CODED = (b"VP8 ", b"VP8L")
+_WEBP_HEADS: tuple[list[bytes], ...] = ([], [b"VP8X"], [b"VP8X", b"ICCP"])
+_WEBP_PIXELS = frozenset((*_WEBP_CODED, b"VP8X", b"ICCP", b"ALPH", b"ANIM", b"ANMF"))
 
 
 @dataclass(frozen=True)
@@ -59,15 +71,13 @@ class Segment:
 
 
 def jpeg_segments(data: bytes) -> Iterator[Segment]:
-    """Yield the segments of a JPEG file; like libjpeg, over any junk, fill bytes and coded data between them.
-
-    After a start of scan the caller may stop, or go on to what follows the coded data.
+    """Yield the segments of a JPEG file up to its first scan; like libjpeg, over any junk and fill bytes between them.
 
     Raises:
         ImageError: A segment is shorter than its own length.
     """
-    position, pattern = 2, _MARKER
-    while found := pattern.search(data, position):
+    position = 2
+    while found := _MARKER.search(data, position):
         code, position = data[found.end() - 1], found.end()
         if code in _NO_PAYLOAD:
             if code in (SOI, EOI):
@@ -80,8 +90,9 @@ def jpeg_segments(data: bytes) -> Iterator[Segment]:
         if length < 2:
             raise ImageError("undecodable", "a JPEG segment without a length")
         yield Segment(code, found.start(), position + 2, position + length)
+        if code == SOS:
+            return
         position += length
-        pattern = _MARKER_AFTER_SCAN if code == SOS else _MARKER
 
 
 def jpeg_segment(code: int, payload: bytes) -> bytes:
@@ -97,10 +108,12 @@ def strip_jpeg(data: bytes, orientation: int, profile: bytes | None = None) -> b
         orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
         profile: ICC profile to write instead of the file's own.
 
-    Raises:
-        ImageError: A segment is shorter than its own length.
+    Returns:
+        The file; None for one that some decoder may step over parts of: then what is shown, or hidden, is not certain
+        to be what was decoded here.
     """
-    if data[:2] != b"\xff\xd8":
+    segments = _whole_jpeg(data)
+    if segments is None or not _is_plain(segments):
         return None
     parts = [b"\xff\xd8"]
     marks = [] if orientation == 1 else [jpeg_segment(0xE1, b"Exif\0\0" + _orientation_tiff(orientation))]
@@ -108,25 +121,65 @@ def strip_jpeg(data: bytes, orientation: int, profile: bytes | None = None) -> b
         pieces = [profile[start : start + _ICC_BYTES] for start in range(0, len(profile), _ICC_BYTES)]
         counted = enumerate(pieces, start=1)
         marks += [jpeg_segment(0xE2, _ICC + bytes((number, len(pieces))) + piece) for number, piece in counted]
-    coded_from = None
-    for segment in jpeg_segments(data):
-        if coded_from is not None:
-            parts.append(data[coded_from : segment.marker])
-            coded_from = None
-        if segment.code == EOI:
-            break
-        if segment.code == SOI or segment.end > len(data):
-            return None
-        kept = kept_segment(segment.code, data[segment.start : segment.end])
-        if kept is not None and segment.code != 0xE2:
-            if segment.code != 0xE0:  # the JFIF segment comes first by its definition
+    for code, payload, coded in segments:
+        kept = kept_segment(code, payload)
+        if kept is not None and code != 0xE2:
+            if code != 0xE0:  # the JFIF segment comes first by its definition
                 parts, marks = parts + marks, []
-            parts.append(jpeg_segment(segment.code, kept))
-        if segment.code == SOS:
-            coded_from = segment.end
-    if coded_from is not None:  # no end of image: decoders do not need it
-        parts.append(data[coded_from:])
+            parts += [jpeg_segment(code, kept), coded]
     return b"".join((*parts, b"\xff\xd9"))
+
+
+def _whole_jpeg(data: bytes) -> list[tuple[int, bytes, bytes]] | None:
+    """Return marker, payload and following coded data of each segment between start and end of image.
+
+    None if there are bytes between segments, other than fill bytes, or no end.
+    """
+    segments: list[tuple[int, bytes, bytes]] = []
+    position = 2
+    while data[:2] == b"\xff\xd8" and (found := _FILLED_MARKER.match(data, position)):
+        code, start = data[found.end() - 1], found.end() + 2
+        if code == EOI:
+            return segments
+        position = end = start - 2 + int.from_bytes(data[start - 2 : start], "big")
+        if code in _NO_PAYLOAD or not start <= end <= len(data):
+            return None
+        if code == SOS:
+            scan_end = _SCAN_END.search(data, end)
+            if scan_end is None:
+                return None
+            position = scan_end.start()
+        segments.append((code, data[start:end], data[end:position]))
+    return None
+
+
+def _is_plain(segments: list[tuple[int, bytes, bytes]]) -> bool:
+    """Whether there is one Huffman-coded frame of a known height and, behind it, its scans with tables between them.
+
+    Those of a frame that is not progressive have to be of each component once; restarts have to be announced and
+    counted; and no scan may end in text.
+    """
+    codes = [code for code, _, _ in segments]
+    frames = [(number, payload) for number, (code, payload, _) in enumerate(segments) if code in _FRAMES]
+    if SOS not in codes or codes[-1] != SOS or len(frames) != 1:
+        return False
+    (frame_at, frame), first_scan = frames[0], codes.index(SOS)
+    header, rest = codes[:first_scan], codes[first_scan:]
+    if frame_at > first_scan or not {*header} <= _FRAMES | _TABLES | _APPLICATION or not {*rest} <= _TABLES | {SOS}:
+        return False
+    components, scanned, interval = frame[6::3], b"", 0
+    for code, payload, coded in segments:
+        if code == _DRI:
+            interval = int.from_bytes(payload, "big")
+        if code == SOS:
+            scanned += payload[1:-3:2]
+            if _TEXT.search(coded[-_TEXT_BYTES:]):
+                return False
+            restarts = b"".join(_RESTART.findall(coded))
+            if restarts and (not interval or restarts != bytes(0xD0 + n % 8 for n in range(len(restarts)))):
+                return False
+    seen = {*scanned} if codes[frame_at] == _PROGRESSIVE else scanned
+    return frame[1:3] != b"\0\0" and sorted(seen) == sorted({*components}) and len({*components}) == len(components)
 
 
 def kept_segment(code: int, payload: bytes) -> bytes | None:
@@ -144,6 +197,8 @@ def kept_segment(code: int, payload: bytes) -> bytes | None:
 def strip_png(data: bytes, orientation: int, profile: bytes | None = None) -> bytes | None:
     """Keep the chunks that decide pixels and colours of the default image, and of its pixels what decoders read.
 
+    None where pixels may be transparent: the colours below were never looked at.
+
     Args:
         data: A PNG file that decodes.
         orientation: EXIF orientation to keep, 1 to 8; 1 writes none.
@@ -153,6 +208,8 @@ def strip_png(data: bytes, orientation: int, profile: bytes | None = None) -> by
     if chunks is None or len(chunks.get(b"IHDR", b"")) != 13:
         return None
     header = chunks[b"IHDR"]
+    if header[9] in _PNG_WITH_ALPHA or b"tRNS" in chunks:
+        return None
     pixels = _png_pixels(chunks.get(b"IDAT", b""), _png_inflated_bytes(header))
     if pixels is None:
         return None
@@ -162,10 +219,6 @@ def strip_png(data: bytes, orientation: int, profile: bytes | None = None) -> by
         kept.append(b"iCCP" + b"icc\0\0" + zlib.compress(profile))
     if header[9] == 3:
         kept.append(b"PLTE" + chunks.get(b"PLTE", b""))
-    if b"tRNS" in chunks:
-        if len(chunks[b"tRNS"]) != _PNG_KEY_BYTES.get(header[9], min(len(chunks[b"tRNS"]), 256)):
-            return None
-        kept.append(b"tRNS" + chunks[b"tRNS"])
     if orientation != 1:
         kept.append(b"eXIf" + _orientation_tiff(orientation))
     step = (1 << 31) - 1
@@ -234,7 +287,10 @@ def _png_chunk(body: bytes) -> bytes:
 
 
 def strip_webp(data: bytes, orientation: int, profile: bytes | None = None) -> bytes | None:
-    """Keep the coded image and its alpha; and the orientation. None for animations.
+    """Keep the coded image, and the orientation.
+
+    None for animations, where chunks that decide pixels are not as the format orders them, and where pixels may be
+    transparent: the colours below were never looked at.
 
     Args:
         data: A WebP file that decodes.
@@ -243,7 +299,7 @@ def strip_webp(data: bytes, orientation: int, profile: bytes | None = None) -> b
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
         return None
-    chunks: dict[bytes, bytes] = {}
+    chunks: list[tuple[bytes, bytes]] = []
     position, stop = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= stop:
         kind = data[position : position + 4]
@@ -252,23 +308,28 @@ def strip_webp(data: bytes, orientation: int, profile: bytes | None = None) -> b
         position += 8 + length + length % 2
         if len(payload) < length:
             return None
-        chunks.setdefault(kind, payload)
-    parts = [_riff_chunk(kind, chunks[kind]) for kind in (b"ALPH", b"VP8 ", b"VP8L") if kind in chunks]
-    extended = chunks.get(b"VP8X")
-    if extended is None:
-        if orientation != 1 or profile is not None:
-            return None
-    else:
-        if len(extended) < 10 or extended[0] & _WEBP_ANIMATION:
-            return None
-        flags = extended[0] & _WEBP_ALPHA
-        if profile is not None:
-            flags |= _WEBP_ICC
-            parts.insert(0, _riff_chunk(b"ICCP", profile))
-        if orientation != 1:
-            flags |= _WEBP_EXIF
-            parts.append(_riff_chunk(b"EXIF", _orientation_tiff(orientation)))
-        parts.insert(0, _riff_chunk(b"VP8X", bytes((flags, 0, 0, 0)) + extended[4:10]))
+        chunks.append((kind, payload))
+    kinds = [kind for kind, _ in chunks]
+    at = next((number for number, kind in enumerate(kinds) if kind in _WEBP_CODED), -1)
+    if at < 0 or kinds[:at] not in _WEBP_HEADS or not _WEBP_PIXELS.isdisjoint(kinds[at + 1 :]):
+        return None
+    kind, coded = chunks[at]
+    if kind == b"VP8L" and int.from_bytes(coded[1:5], "little") & _VP8L_ALPHA:
+        return None
+    if at == 0:
+        bare = orientation == 1 and profile is None
+        return _riff_chunk(b"RIFF", b"WEBP" + _riff_chunk(kind, coded)) if bare else None
+    extended = chunks[0][1]
+    if len(extended) < 10 or extended[0] & (_WEBP_ANIMATION | _WEBP_ALPHA):
+        return None
+    flags, parts = 0, [_riff_chunk(kind, coded)]
+    if profile is not None:
+        flags |= _WEBP_ICC
+        parts.insert(0, _riff_chunk(b"ICCP", profile))
+    if orientation != 1:
+        flags |= _WEBP_EXIF
+        parts.append(_riff_chunk(b"EXIF", _orientation_tiff(orientation)))
+    parts.insert(0, _riff_chunk(b"VP8X", bytes((flags, 0, 0, 0)) + extended[4:10]))
     return _riff_chunk(b"RIFF", b"WEBP" + b"".join(parts))
 
 

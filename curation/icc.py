@@ -8,6 +8,7 @@ Source:
     ICC.1:2022 (profile version 4.4), ICC.1:2001-04 (version 2.4).
 """
 
+import math
 import struct
 
 _MAX_TAGS = 200
@@ -111,19 +112,22 @@ def _mft2_bytes(data: bytes) -> int:
 
 
 def _mab(data: bytes) -> bytes | None:
-    """Keep the parts that the offsets of a version 4 table lead to; what lies between them becomes zero."""
+    """Keep the parts that the offsets of a version 4 table lead to; what lies between them becomes zero.
+
+    None if one of them is not within the tag: what is returned is never longer than what was given.
+    """
     inputs, outputs = data[8], data[9]
     curves_b, matrix, curves_m, grid, curves_a = struct.unpack_from(">5I", data, 12)
     parts = [(0, data[:4] + bytes(4) + data[8:10] + bytes(2) + data[12:32])]
     if matrix:
+        if matrix + 48 > len(data):
+            return None
         parts.append((matrix, data[matrix : matrix + 48]))
     if grid:
-        size = 1
-        for side in data[grid : grid + inputs]:
-            size *= side
         precision = data[grid + 16]
-        points = data[grid + 20 : grid + 20 + size * outputs * precision]
-        if precision not in (1, 2) or len(points) != size * outputs * precision:
+        num_bytes = math.prod(data[grid : grid + inputs]) * outputs * precision
+        points = data[grid + 20 : grid + 20 + num_bytes]
+        if inputs > 16 or precision not in (1, 2) or len(points) != num_bytes:
             return None
         parts.append((grid, data[grid : grid + inputs] + bytes(16 - inputs) + bytes((precision, 0, 0, 0)) + points))
     for start, count in ((curves_b, outputs), (curves_m, outputs), (curves_a, inputs)):
@@ -133,7 +137,10 @@ def _mab(data: bytes) -> bytes | None:
                 return None
             parts.append((start, curve))
             start += len(curve) + -len(curve) % 4
-    kept = bytearray(max(start + len(part) for start, part in parts))
+    size = max(start + len(part) for start, part in parts)
+    if size > len(data):
+        return None
+    kept = bytearray(size)
     for start, part in parts:
         kept[start : start + len(part)] = part
     return bytes(kept)

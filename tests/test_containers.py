@@ -141,7 +141,7 @@ def test_every_jpeg_segment_that_is_no_coding_goes():
         segment(0xED, b"Photoshop 3.0\x008BIM\4\4\0\0\0\0\0\x0a\x1c\2\x5a\0\5SecretIptc"),
         segment(0xE0, b"JFXX\0\x10SecretThumb"),
         segment(0xE2, b"MPF\0II*\0SecretNote"),
-        *(segment(code, b"SecretNote") for code in (*range(0xE3, 0xF0), *range(0xF0, 0xFF))),
+        *(segment(code, b"SecretNote") for code in (*range(0xE3, 0xF0), 0xFE)),
         segment(0xE2, b"ICC_PROFILE\0\1\1" + b"SecretNote"),
         segment(0xE1, b"Exif\0\0" + exif(3, "<").tobytes()[6:]),
     )
@@ -192,11 +192,70 @@ def test_a_second_image_behind_the_end_with_its_own_position_goes():
         assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
 
 
-def test_junk_and_fill_bytes_between_segments_go_without_encoding_anew():
+def test_fill_bytes_between_segments_go_without_encoding_anew():
     plain = encoded(noise(), "JPEG", exif=exif())
-    dirty = insert(plain, b"\0SecretNote\0", b"\xff" * 7)
+    dirty = insert(plain, b"\xff" * 7)
 
     assert images.strip_metadata(dirty, "jpeg") == images.strip_metadata(plain, "jpeg")
+
+
+def scan_of(data):
+    """Where the coded data of the first scan begins."""
+    at = data.index(b"\xff\xda") + 2
+    return at + int.from_bytes(data[at : at + 2], "big")
+
+
+NOTE_BYTES = b"SecretNote" * 3
+ODD_JPEGS = {
+    "junk between segments": lambda jpeg, scan: insert(jpeg, NOTE_BYTES),
+    "no end": lambda jpeg, scan: jpeg[:-2],
+    "text for an end": lambda jpeg, scan: jpeg[:-2] + NOTE_BYTES,
+    "text behind the last block": lambda jpeg, scan: jpeg[:-2] + NOTE_BYTES + jpeg[-2:],
+    "a height behind the scan": lambda jpeg, scan: jpeg[:-2] + segment(0xDC, NOTE_BYTES) + jpeg[-2:],
+    "a height before the frame": lambda jpeg, scan: insert(jpeg, segment(0xDC, NOTE_BYTES)),
+    "arithmetic conditioning": lambda jpeg, scan: insert(jpeg, segment(0xCC, NOTE_BYTES)),
+    "an unknown segment": lambda jpeg, scan: insert(jpeg, segment(0xF3, NOTE_BYTES)),
+    "a comment behind the scan": lambda jpeg, scan: jpeg[:-2] + segment(0xFE, NOTE_BYTES) + jpeg[-2:],
+    "tables behind the scan": lambda jpeg, scan: jpeg[:-2] + segment(0xDB, b"\3" + bytes([9]) * 64) + jpeg[-2:],
+    "an unknown marker in the scan": lambda jpeg, scan: jpeg[: scan + 20] + b"\xff\3" + jpeg[scan + 20 :],
+    "a segment in the scan": lambda jpeg, scan: jpeg[: scan + 20] + segment(3, NOTE_BYTES) + jpeg[scan + 20 :],
+    "restarts that nothing announced": lambda jpeg, scan: jpeg[: scan + 20] + b"\xff\xd0" + jpeg[scan + 20 :],
+    "a scan too many": lambda jpeg, scan: jpeg[:-2] + jpeg[jpeg.index(b"\xff\xda") : scan] + NOTE_BYTES + jpeg[-2:],
+    "a second picture without a start": lambda jpeg, scan: jpeg[:-2] + jpeg[2:],
+    "a second frame": lambda jpeg, scan: insert(jpeg, jpeg[jpeg.index(b"\xff\xc0") :][:19]),
+    "an end before the frame": lambda jpeg, scan: insert(jpeg, b"\xff\xd9"),
+    "a second start": lambda jpeg, scan: insert(jpeg, b"\xff\xd8"),
+    "a segment beyond the end": lambda jpeg, scan: jpeg[:-2] + b"\xff\xfe\xff\xff",
+}
+
+
+@pytest.mark.parametrize("name", ODD_JPEGS)
+def test_a_jpeg_that_decoders_step_over_parts_of_is_not_copied(name):
+    plain = encoded(noise(80, 80), "JPEG", quality=90)
+    odd = ODD_JPEGS[name](plain, scan_of(plain))
+
+    assert containers.strip_jpeg(plain, 1) == plain
+    assert containers.strip_jpeg(odd, 1) is None
+    with suppress(ImageError):
+        stripped, _ = images.strip_metadata(odd, "jpeg")
+        assert b"Secret" not in stripped
+        assert images.decode(stripped, LIMITS).shape == (80, 80, 3)
+
+
+def test_restarts_out_of_turn_are_not_copied():
+    data = encoded(noise(80, 80), "JPEG", restart_marker_blocks=1)
+
+    assert containers.strip_jpeg(data, 1) == data
+    assert containers.strip_jpeg(data.replace(b"\xff\xd3", b"\xff\xd4"), 1) is None
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 2}, {"progressive": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_usual_jpegs_are_copied(mode, options):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(90, 70)).convert(mode).save(buffer, "JPEG", **options)
+
+    assert containers.strip_jpeg(buffer.getvalue(), 1) == buffer.getvalue()
 
 
 def test_restart_markers_belong_to_the_coded_data():
@@ -209,15 +268,9 @@ def test_restart_markers_belong_to_the_coded_data():
     assert stripped.count(b"\xff\xd0") == data.count(b"\xff\xd0")
 
 
-def test_a_jpeg_without_an_end_gets_one_when_stripped():
-    data = encoded(noise(), "JPEG", exif=exif())[:-2]
-
-    assert containers.strip_jpeg(data, 1).endswith(b"\xff\xd9")
-
-
 def test_a_segment_shorter_than_its_length_is_refused():
     with pytest.raises(ImageError):
-        containers.strip_jpeg(insert(encoded(noise(), "JPEG"), b"\xff\xe1\0\1"), 1)
+        images.strip_metadata(insert(encoded(noise(), "JPEG"), b"\xff\xe1\0\1"), "jpeg")
 
 
 def test_cmyk_keeps_what_says_how_its_colours_are_coded():
@@ -235,7 +288,7 @@ def chunk(kind, body):
 
 
 def test_every_png_chunk_that_is_no_colour_goes():
-    plain = encoded(noise(channels=4), "PNG")
+    plain = encoded(noise(), "PNG")
     dirty = (
         plain[:33]
         + chunk(b"tEXt", b"Author\0SecretNote")
@@ -319,7 +372,7 @@ def png_with_pixels(plain, change):
 
 
 PNG = encoded(noise(), "PNG")
-WEBP = encoded(noise(channels=4), "WEBP", lossless=True)
+WEBP = encoded(noise(), "WEBP", lossless=True)
 JPEG = encoded(noise(), "JPEG")
 GIF = encoded(noise(), "GIF")
 AVIF = encoded(noise(), "AVIF", speed=10)
@@ -365,9 +418,8 @@ def test_what_no_decoder_reads_goes(name):
 
 
 @pytest.mark.parametrize("lossless", [False, True])
-@pytest.mark.parametrize("channels", [3, 4])
-def test_webp_keeps_pixels_alpha_and_orientation_only(lossless, channels):
-    data = encoded(noise(channels=channels), "WEBP", lossless=lossless, exif=exif(8), xmp=b"SecretXmp")
+def test_webp_keeps_pixels_and_orientation_only(lossless):
+    data = encoded(noise(), "WEBP", lossless=lossless, exif=exif(8), xmp=b"SecretXmp")
     dirty = data + b"JUNK" + struct.pack("<I", 10) + b"SecretNote"
     dirty = dirty[:4] + struct.pack("<I", len(dirty) - 8) + dirty[8:] + b"SecretNote"
 
@@ -377,6 +429,73 @@ def test_webp_keeps_pixels_alpha_and_orientation_only(lossless, channels):
     assert_clean(stripped, "<", 8)
     assert int.from_bytes(stripped[4:8], "little") == len(stripped) - 8
     assert (images.decode(stripped, LIMITS) == images.decode(data, LIMITS)).all()
+
+
+def webp(*chunks):
+    body = b"".join(kind + struct.pack("<I", len(part)) + part + bytes(len(part) % 2) for kind, part in chunks)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def test_webp_chunks_in_another_order_than_the_formats_are_not_copied():
+    lossy, lossless = encoded(noise(), "WEBP"), encoded(noise(), "WEBP", lossless=True)
+    coded, exact = (lossy[12:16], lossy[20:]), (lossless[12:16], lossless[20:])
+    extended, profile = (b"VP8X", struct.pack("<IIH", 0, 63 | 39 << 24, 0)), (b"ICCP", b"colours")
+    alpha, text = (b"ALPH", bytes(1 + 40 * 64)), (b"XMP ", b"SecretXmp")
+
+    for chunks in ([coded], [exact], [coded, text], [extended, coded], [extended, profile, exact, text, text]):
+        assert b"Secret" not in containers.strip_webp(webp(*chunks), 1)
+        assert images.decode(containers.strip_webp(webp(*chunks), 1), LIMITS).shape == (40, 64, 3)
+    for chunks in (
+        [coded, coded, alpha, coded],
+        [coded, coded],
+        [coded, exact],
+        [alpha, coded],
+        [extended, alpha, coded],
+        [coded, extended],
+        [extended, extended, coded],
+        [profile, coded],
+        [extended, coded, profile],
+        [text, coded],
+        [extended],
+        [],
+    ):
+        assert containers.strip_webp(webp(*chunks), 1) is None
+
+
+def transparent_files():
+    """Files whose transparent parts, seen as white, hold other colours."""
+    rgba = noise(channels=4).copy()
+    rgba[:20, :, 3] = 0
+    grey = Image.fromarray(rgba).convert("LA")
+    palette = Image.fromarray(rgba[:, :, :3]).quantize(16)
+    for kind, options in (("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("WEBP", {"exact": True})):
+        yield f"{kind} {options.get('lossless', '')}", encoded(rgba, kind, **options)
+    for name, image, options in (
+        ("PNG LA", grey, {}),
+        ("PNG palette", palette, {"transparency": bytes(8)}),
+        ("PNG key", Image.fromarray(rgba[:, :, :3]), {"transparency": tuple(map(int, rgba[0, 0, :3]))}),
+    ):
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG", **options)
+        yield name, buffer.getvalue()
+
+
+TRANSPARENT = dict(transparent_files())
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_colours_under_transparency_which_were_never_searched_are_not_stored(name):
+    data = TRANSPARENT[name]
+
+    stripped, stored = images.strip_metadata(data, name.split()[0].lower())
+
+    assert stored == "png"
+    with Image.open(io.BytesIO(stripped)) as image:
+        assert image.mode == "RGB"
+        assert "transparency" not in image.info
+        assert (np.asarray(image) == images.decode(data, LIMITS)).all()
+    with Image.open(io.BytesIO(data)) as image:
+        assert (np.asarray(image.convert("RGB")) != images.decode(data, LIMITS)).any()
 
 
 def test_an_avif_loses_its_position_and_keeps_its_turn():

@@ -155,3 +155,13 @@ def test_mutated_profiles_are_slimmed_or_refused(name):
         cut = bytes(data[: rng.integers(len(data))] if rng.integers(4) == 0 else data)
         outcomes.add(icc.slimmed(cut) is None)
     assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("beyond", [-12, 0, 1 << 24])
+def test_a_table_that_leads_out_of_its_tag_is_refused(part, beyond):
+    data = mab(3, 3, 5, 1)
+    place = 12 + 4 * part
+    data = data[:place] + struct.pack(">I", len(data) + len(SECRET) + beyond) + data[place + 4 :]
+
+    assert icc.slimmed(profile(b"RGB ", {b"A2B0": data, b"wtpt": numbers(0.9, 1, 0.8)}, 4, b"Lab ")) is None

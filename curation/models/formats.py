@@ -30,9 +30,16 @@ _FILE_OPERATORS = frozenset({"EPContext"})  # reads a compiled model from a path
 _MAX_DEPTH = 16
 
 _MAX_CODE_BYTES = 64 << 20
-_FILE_CALLS = re.compile(r"\b(?:torch|ops\.aten)\.(from_file|save|load)\b")
-_OPERATOR_SPACES = re.compile(r"\bops\.(\w+)")
+# Texts and comments of TorchScript, which are Python's.
+_STRING_OR_COMMENT = re.compile(
+    r'"""(?:\\.|[^\\])*?"""|\'\'\'(?:\\.|[^\\])*?\'\'\'|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|#[^\n]*', re.DOTALL
+)
+_GAP = r"[\s\\]*"  # a backslash continues a line
+_FILE_CALLS = re.compile(rf"\.{_GAP}(from_file|save|load)\b")
+_OPERATOR_SPACES = re.compile(rf"\bops{_GAP}\.{_GAP}(\w+)")
 _KNOWN_SPACES = frozenset({"aten", "prim", "quantized", "prepacked", "torchvision"})
+# The modules of operators as values: given another name, or to ``getattr``.
+_BARE_MODULE = re.compile(rf"(?<![\w.])(torch|ops{_GAP}\.{_GAP}\w+|ops)\b(?!{_GAP}\.)")
 
 
 def check_onnx(data: bytes, path: Path) -> None:
@@ -68,8 +75,10 @@ def check_torchscript(data: bytes, path: Path) -> None:
             code = _code(archive, path)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
         raise WeightsError(f"weights {path}: not a TorchScript file: {error}") from error
-    calls = {f"torch.{name}" for name in _FILE_CALLS.findall(code)}
-    calls |= {f"ops.{space}" for space in _OPERATOR_SPACES.findall(code) if space not in _KNOWN_SPACES}
+    bare = _STRING_OR_COMMENT.sub(lambda found: "" if found[0].startswith("#") else "''", code)
+    calls = {f"torch.{name}" for text in (code, bare) for name in _FILE_CALLS.findall(text)}
+    calls |= {f"ops.{space}" for space in _OPERATOR_SPACES.findall(bare) if space not in _KNOWN_SPACES}
+    calls |= {f"{name} by another name" for name in _BARE_MODULE.findall(bare)}
     if calls:
         raise WeightsError(f"weights {path}: refused: its code calls {', '.join(sorted(calls))}")
 
@@ -98,17 +107,19 @@ def _has_code(data: bytes) -> bool:
         return False
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return any("/code/" in name for name in archive.namelist())
+            return any("/code/" in name.lower() for name in archive.namelist())
     except (zipfile.BadZipFile, ValueError, OSError):
         return False
 
 
 def _code(archive: zipfile.ZipFile, path: Path) -> str:
     members = archive.infolist()
-    names = [member.filename for member in members]
-    if len(set(names)) != len(names):  # PyTorch's reader might see the other one
+    names = [member.filename.lower() for member in members]  # PyTorch's reader takes upper for lower case
+    if len(set(names)) != len(names):  # and might see the other one
         raise WeightsError(f"weights {path}: refused: two entries of the archive have one name")
-    sources = [member for member in members if "/code/" in member.filename and member.filename.endswith(".py")]
+    if any(name.endswith("/model.json") for name in names):  # which may give code any name
+        raise WeightsError(f"weights {path}: refused: a TorchScript file of before 2019; save it anew")
+    sources = [member for member, name in zip(members, names, strict=True) if name.endswith(".py")]
     if not sources or not any(name.endswith("/constants.pkl") for name in names):
         raise WeightsError(f"weights {path}: not a TorchScript file")
     if sum(member.file_size for member in sources) > _MAX_CODE_BYTES:
@@ -204,6 +215,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, _Value]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
+        if key >= 1 << 32:  # readers drop what is above
+            raise _Malformed("a field number of more than 29 bits")
         wire = key & 7
         value: _Value
         if wire == 0:
@@ -229,6 +242,6 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         byte = data[at]
         at += 1
         number |= (byte & 127) << shift
-        if byte < 128:
+        if byte < 128 and number < 1 << 64:
             return number, at
     raise _Malformed("a number without an end")

@@ -60,6 +60,16 @@ def test_tensors_in_another_file_are_refused_wherever_they_are_named(graph):
         check_onnx(model(graph), HERE)
 
 
+@pytest.mark.parametrize("bits", [1 << 32, 1 << 40, 1 << 64])
+def test_field_numbers_with_bits_that_readers_drop_are_refused(bits):
+    def wide(number, value):
+        return varint(number << 3 | 2 | bits) + varint(len(value)) + value
+
+    tensor = field(1, 4) + field(8, "w") + wide(13, field(1, "location") + field(2, "secret"))
+    with pytest.raises(WeightsError, match=r"field number of more|number without an end"):
+        check_onnx(model(field(1, RELU) + field(5, tensor)), HERE)
+
+
 def test_operators_of_an_unknown_domain_are_refused_unless_the_model_defines_them():
     node = field(1, RELU + field(7, "evil.ops"))
     with pytest.raises(WeightsError, match=r"evil\.ops"):
@@ -158,3 +168,69 @@ def test_foreign_operators_and_other_archives_are_refused(torch):
             archive.writestr("m/constants.pkl", "")
         with pytest.raises(WeightsError, match=message):
             check_torchscript(buffer.getvalue(), Path("model.pt"))
+
+
+def rewritten(data, change):
+    """A TorchScript archive whose entries ``change`` maps from (name, content) to a list of such."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for name in old.namelist():
+            for entry in change(name, old.read(name)):
+                new.writestr(*entry)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"torch .from_file(",
+        b"torch. from_file(",
+        b"torch.\\\n  from_file(",
+        b"(torch).from_file(",
+        b"torch. # a comment\n  from_file(",
+        b"ops .aten. from_file(",
+        b"(ops.aten).from_file(",
+        b'getattr(torch, "from" "_file")(',
+        b'getattr(ops.aten, "from\\x5ffile")(',
+        b"getattr(ops, name)(",
+    ],
+)
+def test_calls_that_open_files_are_found_however_they_are_written(torch, call):
+    data = saved(torch, torch.nn.Linear(2, 2))
+    hidden = rewritten(data, lambda name, part: [(name, part.replace(b"torch.linear(", call))])
+
+    with pytest.raises(WeightsError, match="its code calls"):
+        check_torchscript(hidden, Path("model.pt"))
+
+
+def test_code_in_a_folder_of_other_case_is_looked_at(torch):
+    def moved(name, part):
+        if name.endswith(".py"):
+            folder = name.split("/code/")[0]
+            evil = part.replace(b"torch.linear(", b"torch.from_file(")
+            return [(name.replace("/code/", "/Code/"), evil), (f"{folder}/code/other.py", b"")]
+        return [(name, part)]
+
+    with pytest.raises(WeightsError, match=r"torch\.from_file"):
+        check_file(Path("model.pt"), rewritten(saved(torch, torch.nn.Linear(2, 2)), moved))
+
+
+def test_names_that_differ_in_case_only_and_old_archives_are_refused(torch):
+    data = saved(torch, torch.nn.Linear(2, 2))
+    twice = rewritten(data, lambda name, part: [(name, part)] + [(name.upper(), part)] * name.endswith(".py"))
+    old = rewritten(data, lambda n, part: [(n, part)] + [(n[:-13] + "model.json", b"{}")] * n.endswith("constants.pkl"))
+
+    with pytest.raises(WeightsError, match="have one name"):
+        check_torchscript(twice, Path("model.pt"))
+    with pytest.raises(WeightsError, match="save it anew"):
+        check_torchscript(old, Path("model.pt"))
+
+
+def test_texts_and_comments_that_speak_of_modules_pass(torch):
+    class Speaking(torch.nn.Module):
+        def forward(self, x):
+            if x.dim() != 2:
+                raise ValueError("torch, ops and 'ops.rpc' # are words here")
+            return x
+
+    check_torchscript(saved(torch, Speaking()), Path("model.pt"))

@@ -171,7 +171,7 @@ def _screen() -> tuple[Step, ...]:
             "faces",
             "faces",
             "images",
-            3,
+            4,
             _OURS,
             faces_stage,
             reads=_FETCHED,

@@ -380,7 +380,7 @@ class RetrieveConfig(Settings):
         ge=1,
         description=(
             "Pool images to select besides what seed sets retrieve, in equal shares for all clusters of the top level, "
-            "and so on below; without seed sets nothing else is selected. null: none."
+            "and so on below; without seed sets nothing else is selected. Needs cluster.levels. null: none."
         ),
     )
 
@@ -434,6 +434,15 @@ class RunConfig(Settings):
     resources: dict[str, ResourceConfig] = Field(
         default_factory=dict, description="Per stage; `default` for those not named."
     )
+
+    @model_validator(mode="after")
+    def _balanced_over_levels(self) -> Self:
+        if self.retrieve.balanced_images is not None and not self.cluster.levels:
+            raise ValueError(
+                "retrieve.balanced_images needs cluster.levels: the clusters of k-means alone lie where images are "
+                "many, so equal shares of them hardly balance; set cluster.levels, such as [auto]"
+            )
+        return self
 
 
 S = TypeVar("S", bound=Settings)

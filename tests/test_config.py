@@ -256,6 +256,15 @@ def test_k_means_cannot_say_how_many_clusters_there_are():
         config.parse(RunConfig, tree, "x.yaml")
 
 
+def test_balanced_selection_without_levels_is_refused_and_told_what_to_set():
+    tree = {"retrieve": {"balanced_images": 100}}
+    with pytest.raises(ConfigError, match=r"set cluster\.levels, such as \[auto\]") as caught:
+        config.parse(RunConfig, tree, "x.yaml")
+    assert len(caught.value.problems) == 1
+    assert len(caught.value.problems[0]) < 400
+    assert config.parse(RunConfig, tree | {"cluster": {"levels": ["auto"]}}, "x.yaml").retrieve.balanced_images == 100
+
+
 def test_levels_and_a_fit_on_everything_can_be_asked_for():
     tree = {"cluster": {"num_clusters": 100, "levels": [50, 10], "sample_size": None}}
     found = config.parse(RunConfig, tree, "x.yaml")

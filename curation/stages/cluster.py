@@ -22,7 +22,7 @@ import pyarrow as pa
 from curation import schema
 from curation.config import ClusterConfig
 from curation.errors import CorruptError
-from curation.indexes import kmeans
+from curation.indexes import array_files, kmeans
 from curation.indexes.hierarchy import grow
 from curation.indexes.keys import Keys, keys_from_hex
 from curation.indexes.sampling import SmallestRanks, hash_keys
@@ -115,7 +115,8 @@ class ClusterFit:
             method=config.linkage,
         )
         tree.save(scratch / TREE_FILE)
-        np.save(scratch / CENTROIDS_FILE, state.vectors, allow_pickle=False)
+        # numpy.save does not say that a disk is full.
+        array_files.write(scratch / CENTROIDS_FILE, np.dtype("<f4"), state.vectors.shape, [state.vectors])
         (scratch / HISTORY_FILE).write_text(json.dumps([asdict(iteration) for iteration in state.history], indent=1))
 
 

@@ -9,7 +9,8 @@ by ``kmeans.assign``.
 of all iterations but the first, which waits for workers to start.
 
 ``balanced_*``: 30,000 points of 20 groups with sizes by Zipf's law; shares of the groups in a balanced and in a flat
-random sample of 800, in units of an equal share, over ``--seeds`` mixtures.
+random sample of 800, in units of an equal share, over ``--seeds`` mixtures. ``resampled`` is the same with levels
+by k-means with resampling, the paper's way, without a bound.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=1_000)
     parser.add_argument("--iterations", type=int, default=10)
     parser.add_argument("--ray-points", type=int, default=200_000)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument(
         "--only", choices=["kmeans", "ray", "balanced"], nargs="*", default=["kmeans", "ray", "balanced"]
     )
@@ -138,15 +139,17 @@ class Written:
 
 def balanced(seeds: int) -> None:
     groups, budget = 20, 800
-    shares_of: dict[str, list[npt.NDArray[np.float64]]] = {"balanced": [], "flat": []}
+    shares_of: dict[str, list[npt.NDArray[np.float64]]] = {"balanced": [], "resampled": [], "flat": []}
     for seed in range(seeds):
         vectors_ND, label_N, keys_N2 = zipf(groups, seed)
         leaves = kmeans.fit(lambda points=(vectors_ND, keys_N2): [points], 1500, 10, seed).vectors
-        tree = grow(leaves, (600, 150, 32), 30, seed, rounds=20)
+        linked = grow(leaves, ("auto",), 30, seed, rounds=20)
+        resampled = grow(leaves, (600, 150, 32), 30, seed, rounds=20, method="kmeans")
         numbers_N, _ = kmeans.assign(vectors_ND, leaves)
-        quotas = shares(np.bincount(numbers_N, minlength=len(leaves)), tree.parents, budget, seed)
+        sizes = np.bincount(numbers_N, minlength=len(leaves))
         for name, quotas_K, clusters_N in (
-            ("balanced", quotas, numbers_N.astype(np.int64)),
+            ("balanced", shares(sizes, linked.parents, budget, seed), numbers_N.astype(np.int64)),
+            ("resampled", shares(sizes, resampled.parents, budget, seed), numbers_N.astype(np.int64)),
             ("flat", np.array([budget]), np.zeros(len(keys_N2), np.int64)),
         ):
             sample = QuotaSample(quotas_K, seed)
@@ -155,8 +158,9 @@ def balanced(seeds: int) -> None:
             assert len(chosen) == budget
             rows = [row for row, key in enumerate(keys_N2.tolist()) if tuple(key) in chosen]
             shares_of[name].append(np.bincount(label_N[rows], minlength=groups) / (budget / groups))
-    detail = {"groups": groups, "budget": budget, "levels": [1500, 600, 150, 32], "seeds": seeds}
+    levels = {"balanced": [1500, "auto"], "resampled": [1500, 600, 150, 32], "flat": []}
     for name, found in shares_of.items():
+        detail = {"groups": groups, "budget": budget, "levels": levels[name], "seeds": seeds}
         values = detail | {"largest": [round(float(share.max()), 3) for share in found]}
         values |= {"smallest": [round(float(share.min()), 3) for share in found]}
         smallest, largest = (min(share.min() for share in found), max(share.max() for share in found))

@@ -341,15 +341,25 @@ class ClusterConfig(Settings):
     sample_size: int | None = Field(
         1_000_000, ge=1, description="Images that the centroids are fitted on; null: all that are kept."
     )
-    levels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    levels: tuple[Annotated[int, Field(ge=1)] | Literal["auto"], ...] = Field(
         (),
         description=(
-            "Clusters of each level above the first, from the bottom, such as [10000, 1000]: each level clusters the "
-            "centroids of the one below. Balanced selection shares its images out from the top level down."
+            "Clusters of each level above the first, from the bottom, such as [10000, 1000] or [auto]: each level "
+            "clusters the centroids of the one below. Balanced selection shares its images out from the top level "
+            "down, so the top should have as many clusters as there are subjects, up to 1.2 times as many. auto, for "
+            "the last level: as many as are left where the similarity of merged clusters falls most."
+        ),
+    )
+    linkage: Literal["average", "kmeans"] = Field(
+        "average",
+        description=(
+            "How levels above the first are made. average: by merging the most similar clusters, each counting once; "
+            "levels of 10000 clusters or more by k-means. kmeans: all by k-means with resampling (arXiv 2405.15613), "
+            "which gives common subjects more clusters."
         ),
     )
     resampling_rounds: int = Field(
-        10, ge=0, description="How often the clustering of a level above the first is repeated on resampled centroids."
+        10, ge=0, description="How often the k-means of a level above the first is repeated on resampled centroids."
     )
     resampled_per_cluster: int | None = Field(
         None, ge=1, description="Nearest points of each cluster that a repetition sees; null: half of a mean cluster."
@@ -357,7 +367,9 @@ class ClusterConfig(Settings):
 
     @model_validator(mode="after")
     def _shrinking(self) -> Self:
-        sizes = (self.num_clusters, *self.levels)
+        if "auto" in self.levels[:-1] or ("auto" in self.levels and self.linkage == "kmeans"):
+            raise ValueError("auto can only be the last of levels, with linkage average")
+        sizes = [self.num_clusters, *(level for level in self.levels if level != "auto")]
         if any(above >= below for below, above in pairwise(sizes)):
             raise ValueError("levels must be smaller than num_clusters, and each smaller than the one before")
         return self
@@ -378,7 +390,7 @@ class RetrieveConfig(Settings):
         ge=1,
         description=(
             "Pool images to select besides what seed sets retrieve, in equal shares for all clusters of the top level, "
-            "and so on below; without seed sets nothing else is selected. null: none."
+            "and so on below; without seed sets nothing else is selected. Needs cluster.levels. null: none."
         ),
     )
 
@@ -432,6 +444,15 @@ class RunConfig(Settings):
     resources: dict[str, ResourceConfig] = Field(
         default_factory=dict, description="Per stage; `default` for those not named."
     )
+
+    @model_validator(mode="after")
+    def _balanced_over_levels(self) -> Self:
+        if self.retrieve.balanced_images is not None and not self.cluster.levels:
+            raise ValueError(
+                "retrieve.balanced_images needs cluster.levels: the clusters of k-means alone lie where images are "
+                "many, so equal shares of them hardly balance; set cluster.levels, such as [auto]"
+            )
+        return self
 
 
 S = TypeVar("S", bound=Settings)

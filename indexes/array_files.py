@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from curation.errors import CorruptError, DiskFullError, StoreError
 from curation.indexes.vectors import blocks
-
-Append = Callable[[npt.NDArray[Any]], None]
 
 _BLOCK_ROWS = 4096
 _MAX_HEADER_BYTES = 1024
@@ -70,26 +68,12 @@ def mapped(path: Path, descr: str) -> npt.NDArray[Any]:
     return np.memmap(path, dtype, "r", header.end(), shape)
 
 
-def write(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], arrays: Iterable[npt.NDArray[Any]]) -> None:
-    """Write arrays of rows, one after another, as one array of ``shape``."""
-    with growing(path, dtype, shape) as append:
+def write(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], arrays: Iterable[npt.NDArray[Any]]) -> int:
+    """Write arrays of rows, one after another, as one array of ``shape``; return the checksum of the file."""
+    with growing(path, dtype, shape) as rows:
         for array in arrays:
-            append(array)
-
-
-@contextmanager
-def growing(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[Append]:
-    """Give a function that appends rows to an array of ``shape``, which will have been written at the end."""
-    # Not through a memory map: on a full disk that kills the process instead of raising.
-    with raw(path) as stream:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(stream, header)
-
-        def append(array: npt.NDArray[Any]) -> None:
-            for start, stop in blocks(len(array), _BLOCK_ROWS):
-                stream.write(np.ascontiguousarray(array[start:stop], dtype).data)
-
-        yield append
+            rows.append(array)
+    return rows.crc32
 
 
 class Raw:
@@ -103,6 +87,34 @@ class Raw:
         """Write bytes."""
         self.crc32 = zlib.crc32(data, self.crc32)
         self._stream.write(data)
+
+
+class Growing:
+    """An array that is written row after row, and the checksum of its file."""
+
+    def __init__(self, stream: Raw, dtype: np.dtype[Any]) -> None:
+        self._stream = stream
+        self._dtype = dtype
+
+    @property
+    def crc32(self) -> int:
+        """Checksum of what is written by now."""
+        return self._stream.crc32
+
+    def append(self, array: npt.NDArray[Any]) -> None:
+        """Write rows."""
+        for start, stop in blocks(len(array), _BLOCK_ROWS):
+            self._stream.write(np.ascontiguousarray(array[start:stop], self._dtype).data)
+
+
+@contextmanager
+def growing(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[Growing]:
+    """Open a new file for an array that will have been written, of ``shape``, at the end."""
+    # Not through a memory map: on a full disk that kills the process instead of raising.
+    with raw(path) as stream:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(stream, header)
+        yield Growing(stream, dtype)
 
 
 @contextmanager
@@ -121,3 +133,14 @@ def crc32(path: Path) -> int:
         while data := file.read(1 << 20):
             found = zlib.crc32(data, found)
     return found
+
+
+def check(path: Path, wanted: int) -> None:
+    """Check that a file has the checksum it was written with.
+
+    Raises:
+        OSError: It cannot be read.
+        CorruptError: It is another one.
+    """
+    if crc32(path) != wanted:
+        raise CorruptError(f"{path.name} is not what was written")

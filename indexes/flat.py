@@ -105,8 +105,8 @@ class FlatIndex:
         with array_files.writing(folder):
             shape = (len(self), self.dim)
             array_files.write(folder / VECTORS_FILE, np.dtype("<f2"), shape, [v for v, _ in self._parts])
-            array_files.write(folder / KEYS_FILE, np.dtype("<u8"), (len(self), 2), [k for _, k in self._parts])
-            index_header.write(folder / HEADER_FILE, Header())
+            crc32 = array_files.write(folder / KEYS_FILE, np.dtype("<u8"), (len(self), 2), [k for _, k in self._parts])
+            index_header.write(folder / HEADER_FILE, Header(crc32))
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> "FlatIndex":
@@ -114,7 +114,7 @@ class FlatIndex:
 
         Args:
             folder: Where ``save`` wrote.
-            verify: Read everything once and check every vector now, not in the search that meets it.
+            verify: Read everything once: every vector, not in the search that meets it, and the checksum of keys.
 
         Raises:
             CorruptError: Files are missing, damaged, or hold something else.
@@ -125,7 +125,11 @@ class FlatIndex:
             keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
             check_shape(vectors_ND)
             check_keys(keys_N2, len(vectors_ND))
+            header = index_header.read(folder / HEADER_FILE)
+            if header.quantizer is not None:
+                raise CorruptError(f"{HEADER_FILE} is of an index of another kind")
             if verify:
+                array_files.check(folder / KEYS_FILE, header.keys_crc32)
                 _check(vectors_ND, keys_N2, vectors_ND.shape[1])
         except (OSError, CurationError) as error:
             raise CorruptError(f"{folder}: is not a saved index: {error}") from error

@@ -19,7 +19,7 @@ LISTS_FILE = "lists.bin"
 VECTORS_FILE = "vectors.npy"
 KEYS_FILE = "keys.npy"
 PROBED_K = 4
-_FORMAT = 1
+_FORMAT = 2
 _QUANTIZER = ("rotation", "centroids", "codebook")
 
 
@@ -49,12 +49,14 @@ class Header:
     """What a saved index is besides its rows.
 
     Attributes:
+        keys_crc32: Of the file of keys.
         quantizer: None: the index is flat.
         probing: How it is searched; None where it is flat.
         sizes_L: Rows of each list; empty where it is flat.
         crc32: Of the file of lists.
     """
 
+    keys_crc32: int
     quantizer: Quantizer | None = None
     probing: Probing | None = None
     sizes_L: npt.NDArray[np.int64] | None = None
@@ -63,10 +65,10 @@ class Header:
 
 def write(path: Path, header: Header) -> None:
     """Write a header; the same one gives the same bytes."""
-    about: dict[str, Any] = {"format": _FORMAT, "kind": "flat"}
+    about: dict[str, Any] = {"format": _FORMAT, "kind": "flat", "keys_crc32": header.keys_crc32}
     arrays: dict[str, npt.NDArray[Any]] = {}
     if header.quantizer is not None and header.probing is not None and header.sizes_L is not None:
-        about = {"format": _FORMAT, "kind": "ivf_pq", "probing": asdict(header.probing), "crc32": header.crc32}
+        about |= {"kind": "ivf_pq", "probing": asdict(header.probing), "crc32": header.crc32}
         arrays = dict(zip(_QUANTIZER, vars(header.quantizer).values(), strict=True)) | {"sizes": header.sizes_L}
     buffer = io.BytesIO()
     arrays["about"] = np.array(json.dumps(about, sort_keys=True))
@@ -84,9 +86,12 @@ def read(path: Path) -> Header:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             about = json.loads(str(arrays["about"][()]))
             if about["format"] != _FORMAT or about["kind"] not in ("flat", "ivf_pq"):
-                raise CorruptError(f"{path}: format {about['format']} is not known here")
+                raise CorruptError(f"{path}: not the header of an index of format {_FORMAT}: build the index again")
+            keys_crc32 = about["keys_crc32"]
+            if not isinstance(keys_crc32, int):
+                raise CorruptError(f"{path}: not the header of an index: it has no checksum of keys")
             if about["kind"] == "flat":
-                return Header()
+                return Header(keys_crc32)
             quantizer = Quantizer(*(arrays[name] for name in _QUANTIZER))
             sizes_L = arrays["sizes"]
             probing = Probing(**about["probing"])
@@ -104,7 +109,7 @@ def read(path: Path) -> Header:
         raise CorruptError(f"{path}: not the header of an index: {error}") from error
     if not _fits(quantizer, sizes_L) or not _is_probing(probing) or not isinstance(crc32, int):
         raise CorruptError(f"{path}: not the header of an index: its entries do not fit together")
-    return Header(quantizer, probing, sizes_L, crc32)
+    return Header(keys_crc32, quantizer, probing, sizes_L, crc32)
 
 
 def _fits(quantizer: Quantizer, sizes_L: npt.NDArray[Any]) -> bool:

@@ -7,12 +7,12 @@ added, cut into parts, merged or batched, nor on threads.
 
 A saved index is a folder with ``vectors.npy`` (float16, (N, dim)) and ``keys.npy`` (uint64, (N, 2)), both in the order
 of lists and of keys in a list, ``lists.bin`` (see ``inverted_lists``) and ``index.npz`` (the quantizer, sizes of lists,
-what was measured, and a checksum of the lists). Its bytes depend on content alone.
+what was measured, and checksums of lists and keys). Its bytes depend on content alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from curation.indexes.rerank import offer_rows
 from curation.indexes.vectors import Rows, Singles, Vectors, blocks, check_shape, widen
 
 _QUERIES = 1024
+_MAX_SCORES = 1 << 22  # and rows, fetched at a time: 48 MiB
 _SAVED_ROWS = 1 << 16
 
 
@@ -187,7 +188,7 @@ class IvfPqIndex:
         if len(found) > 1:
             order = np.lexsort((-score_P, query_P))
             query_P, row_P, score_P = query_P[order], row_P[order], score_P[order]
-        return self._cut(query_P, row_P, score_P, probing.depth)
+        return _cut(query_P, row_P, score_P, probing.depth, self._keys)
 
     def save(self, folder: str | Path) -> None:
         """Write the index into a folder, which is made if need be, list by list: parts are merged.
@@ -207,8 +208,9 @@ class IvfPqIndex:
                 array_files.growing(folder / VECTORS_FILE, np.dtype("<f2"), (len(self), self.dim)) as vectors,
                 array_files.growing(folder / KEYS_FILE, np.dtype("<u8"), (len(self), 2)) as keys,
             ):
-                inverted_lists.write(lists, _merged(parts, self.quantizer, vectors, keys))
-            index_header.write(folder / HEADER_FILE, Header(self.quantizer, self.probing, sizes_L, lists.crc32))
+                inverted_lists.write(lists, _merged(parts, self.quantizer, vectors.append, keys.append))
+            header = Header(keys.crc32, self.quantizer, self.probing, sizes_L, lists.crc32)
+            index_header.write(folder / HEADER_FILE, header)
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> "IvfPqIndex":
@@ -216,7 +218,7 @@ class IvfPqIndex:
 
         Args:
             folder: Where ``save`` wrote.
-            verify: Read everything once: every vector, and the checksum of the lists.
+            verify: Read everything once: every vector, and the checksums of lists and keys.
 
         Raises:
             CorruptError: Files are missing, damaged, or hold something else.
@@ -234,8 +236,8 @@ class IvfPqIndex:
                 raise CorruptError(f"{HEADER_FILE} is of {header.sizes_L.sum()} rows, {KEYS_FILE} has {len(keys_N2)}")
             lists = InvertedLists(header.quantizer, folder / LISTS_FILE, header.sizes_L)
             if verify:
-                if array_files.crc32(folder / LISTS_FILE) != header.crc32:
-                    raise CorruptError(f"{LISTS_FILE} is not what was written")
+                array_files.check(folder / LISTS_FILE, header.crc32)
+                array_files.check(folder / KEYS_FILE, header.keys_crc32)
                 for start, stop in blocks(len(vectors_ND), _SAVED_ROWS):
                     widen(vectors_ND[start:stop], first_row=start)
         except (OSError, CurationError) as error:
@@ -280,18 +282,6 @@ class IvfPqIndex:
             offer_rows(best, widened_QD, part.vectors, part.keys, starts, rows, first_row, num_threads)
             first_row += len(part.keys)
 
-    def _cut(self, query_P: Rows, row_P: Rows, score_P: Singles, depth: int) -> tuple[Rows, Rows, Singles]:
-        """Return the ``depth`` best of each query, ties by key, of pairs sorted by query and falling score."""
-        counts_Q = np.bincount(query_P, minlength=1)
-        starts_Q = np.cumsum(counts_Q) - counts_Q
-        last_Q = starts_Q + np.minimum(depth, counts_Q) - 1
-        (tied,) = np.nonzero((score_P == score_P[last_Q[query_P]]) & (counts_Q > depth)[query_P])
-        keys_T2 = self._keys(row_P[tied])
-        order_P = np.arange(len(query_P))
-        order_P[tied] = tied[np.lexsort((keys_T2[:, 1], keys_T2[:, 0], query_P[tied]))]
-        kept = order_P[np.arange(len(query_P)) - starts_Q[query_P] < depth]
-        return query_P[kept], row_P[kept], score_P[kept]
-
     def _keys(self, rows: Rows) -> Keys:
         keys = np.empty((len(rows), 2), np.uint64)
         first_row = 0
@@ -307,6 +297,21 @@ def _replace(best: Neighbours, queries: Rows, found: Neighbours) -> None:
         ours[queries] = theirs
 
 
+def _cut(
+    query_P: Rows, row_P: Rows, score_P: Singles, depth: int, keys_of: Callable[[Rows], Keys]
+) -> tuple[Rows, Rows, Singles]:
+    """Return the ``depth`` best of each query, ties by key, of pairs sorted by query and falling score."""
+    counts_Q = np.bincount(query_P, minlength=1)
+    starts_Q = np.cumsum(counts_Q) - counts_Q
+    last_Q = starts_Q + np.minimum(depth, counts_Q) - 1
+    (tied,) = np.nonzero((score_P == score_P[last_Q[query_P]]) & (counts_Q > depth)[query_P])
+    keys_T2 = keys_of(row_P[tied])
+    order_P = np.arange(len(query_P))
+    order_P[tied] = tied[np.lexsort((keys_T2[:, 1], keys_T2[:, 0], query_P[tied]))]
+    kept = order_P[np.arange(len(query_P)) - starts_Q[query_P] < depth]
+    return query_P[kept], row_P[kept], score_P[kept]
+
+
 def _best(
     part: _Part,
     points_QE: Singles,
@@ -316,23 +321,31 @@ def _best(
     among_N: npt.NDArray[np.bool_] | None,
     num_threads: int | None,
 ) -> tuple[Rows, Rows, Singles]:
-    """Return (query, row, score), sorted by query and falling score: the ``depth`` best of each and all their ties."""
+    """Return (query, row, score), sorted by query and falling score: the ``depth`` best of each, ties by key.
+
+    At most ``_MAX_SCORES`` scores are in memory at a time, or those of one query where they are more.
+    """
     found = []
     todo_Q = np.arange(len(points_QE))
     fetched = depth + EXTRA
     while len(todo_Q):
         fetched = min(fetched, len(part.keys))
-        scores_QF, rows_QF = part.lists.search(
-            points_QE[todo_Q], lists_QP[todo_Q], similarities_QP[todo_Q], fetched, among_N, num_threads
-        )
-        floor_Q = scores_QF[:, min(depth, fetched) - 1]
-        # Faiss cuts ties as it likes, so where the last score that it gave is still as good as the one at ``depth``
-        # more are fetched: copies of one image are many.
-        undecided_Q = (scores_QF[:, -1] == floor_Q) & (rows_QF[:, -1] >= 0) & (fetched < len(part.keys))
-        kept_QF = (rows_QF >= 0) & (scores_QF >= floor_Q[:, None]) & ~undecided_Q[:, None]
-        query_P, place_P = np.nonzero(kept_QF)
-        found.append((todo_Q[query_P], rows_QF[query_P, place_P], scores_QF[query_P, place_P]))
-        todo_Q, fetched = todo_Q[undecided_Q], 4 * fetched
+        left = []
+        for start, stop in blocks(len(todo_Q), max(1, _MAX_SCORES // max(1, fetched))):
+            some_Q = todo_Q[start:stop]
+            scores_QF, rows_QF = part.lists.search(
+                points_QE[some_Q], lists_QP[some_Q], similarities_QP[some_Q], fetched, among_N, num_threads
+            )
+            floor_Q = scores_QF[:, min(depth, fetched) - 1]
+            # Faiss cuts ties as it likes, so where the last score that it gave is still as good as the one at ``depth``
+            # more are fetched: copies of one image are many.
+            undecided_Q = (scores_QF[:, -1] == floor_Q) & (rows_QF[:, -1] >= 0) & (fetched < len(part.keys))
+            kept_QF = (rows_QF >= 0) & (scores_QF >= floor_Q[:, None]) & ~undecided_Q[:, None]
+            query_P, place_P = np.nonzero(kept_QF)
+            row_P, score_P = rows_QF[query_P, place_P], scores_QF[query_P, place_P]
+            found.append(_cut(some_Q[query_P], row_P, score_P, depth, lambda rows: part.keys[rows]))
+            left.append(some_Q[undecided_Q])
+        todo_Q, fetched = np.concatenate(left), 4 * fetched
     query_P, row_P, score_P = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     if len(found) > 1:
         order = np.argsort(query_P, kind="stable")
@@ -343,8 +356,8 @@ def _best(
 def _merged(
     parts: list[_Part],
     trained: Quantizer,
-    write_vectors: array_files.Append,
-    write_keys: array_files.Append,
+    write_vectors: Callable[[npt.NDArray[Any]], None],
+    write_keys: Callable[[npt.NDArray[Any]], None],
 ) -> Iterator[Codes]:
     """Yield the codes of each list over all parts, by key, after writing its vectors and keys."""
     starts = [np.cumsum(part.lists.sizes_L) - part.lists.sizes_L for part in parts]

@@ -220,7 +220,7 @@ def _add_points(
     check_shape(vectors_ND, centroids_KD.shape[1])
     check_keys(keys_N2, len(vectors_ND))
     for start, stop in blocks(len(vectors_ND), BATCH_ROWS):
-        points_BD = widen(vectors_ND[start:stop], first_row=start)
+        points_BD = widen(vectors_ND[start:stop], keys_N2=keys_N2[start:stop])
         numbers_B, millionths_B = nearest_centroids(points_BD, centroids_KD, threads)
         _sum_by_cluster(total, points_BD, numbers_B, threads)
         total.millionths += int(millionths_B.sum())

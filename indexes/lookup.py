@@ -23,3 +23,12 @@ def find(known_N2: Keys, wanted_M2: Keys) -> npt.NDArray[np.int64]:
     place = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)
     rows = order[place]
     return np.where(known[rows] == wanted, rows, -1)
+
+
+def among(sorted_N: npt.NDArray[Any], wanted_M: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return whether each wanted value is one of the sorted ones, (M,), without sorting these again."""
+    if not len(sorted_N):
+        return np.zeros(len(wanted_M), bool)
+    place = np.minimum(np.searchsorted(sorted_N, wanted_M), len(sorted_N) - 1)
+    found: npt.NDArray[np.bool_] = sorted_N[place] == wanted_M
+    return found

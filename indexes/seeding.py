@@ -63,7 +63,7 @@ def spread(
         power: Of the loss (1 - similarity) that draws are weighted with; more prefers what is still far away.
     """
     if len(vectors_MD) <= k:
-        return _as_centroids(vectors_MD, np.arange(len(vectors_MD)))
+        return _as_centroids(vectors_MD, keys_M2, np.arange(len(vectors_MD)))
     nearest_M = np.full(len(vectors_MD), np.iinfo(np.int64).min)  # similarity with the centroids so far, in 1e-6
     waiting_M = np.ones(len(vectors_MD), bool)
     chosen: list[Rows] = []
@@ -78,12 +78,12 @@ def spread(
             chosen.append(rows)
             num_chosen += count
             waiting_M[rows] = False
-            added_CD = _as_centroids(vectors_MD, rows)
+            added_CD = _as_centroids(vectors_MD, keys_M2, rows)
             for start, stop in blocks(len(vectors_MD), _BATCH_ROWS):
-                points_BD = widen(vectors_MD[start:stop], first_row=start)
+                points_BD = widen(vectors_MD[start:stop], keys_N2=keys_M2[start:stop])
                 _, found_B = nearest_centroids(points_BD, added_CD, threads)
                 np.maximum(nearest_M[start:stop], found_B, out=nearest_M[start:stop])
-    return _as_centroids(vectors_MD, np.concatenate(chosen))
+    return _as_centroids(vectors_MD, keys_M2, np.concatenate(chosen))
 
 
 def on_grid(sums_KD: npt.NDArray[np.float64]) -> Singles:
@@ -110,5 +110,5 @@ def _draw(
     return np.argsort(ranks_M, kind="stable")[:count]
 
 
-def _as_centroids(vectors_MD: Vectors, rows: Rows) -> Singles:
-    return on_grid(widen(vectors_MD[rows]).astype(np.float64))
+def _as_centroids(vectors_MD: Vectors, keys_M2: Keys, rows: Rows) -> Singles:
+    return on_grid(widen(vectors_MD[rows], keys_N2=keys_M2[rows]).astype(np.float64))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from curation.errors import DimensionError, VectorError
 from curation.indexes.compiled import compiled
+from curation.indexes.keys import Keys, hex_from_keys
 
 Vectors = npt.NDArray[np.float16]
 Singles = npt.NDArray[np.float32]
@@ -41,13 +42,14 @@ def check_shape(vectors_ND: npt.NDArray[np.generic], dim: int | None = None) -> 
         raise DimensionError(f"vectors must have {dim} dimensions, got {vectors_ND.shape[1]}")
 
 
-def widen(vectors_ND: Vectors, dim: int | None = None, first_row: int = 0) -> Singles:
+def widen(vectors_ND: Vectors, dim: int | None = None, first_row: int = 0, keys_N2: Keys | None = None) -> Singles:
     """Return checked vectors as contiguous float32 (N, dim), which is exact.
 
     Args:
         vectors_ND: float16 rows, an array or a memory map.
         dim: The dimension they must have; None: any.
         first_row: Number of the first row in error messages.
+        keys_N2: Keys of the rows, which error messages name instead: rows of a sample are nobody's numbers.
 
     Raises:
         DimensionError: Wrong dtype, number of axes or dimension.
@@ -62,7 +64,9 @@ def widen(vectors_ND: Vectors, dim: int | None = None, first_row: int = 0) -> Si
     _scale(singles_ND, squares_N)
     bad = np.flatnonzero(~(np.abs(np.sqrt(squares_N) - 1.0) <= NORM_TOLERANCE))
     if len(bad):
-        raise VectorError(_what_is_wrong(vectors_ND[bad[0]], first_row + int(bad[0]), len(bad)))
+        row = int(bad[0])
+        name = f"row {first_row + row}" if keys_N2 is None else f"image {hex_from_keys(keys_N2[row : row + 1])[0]}"
+        raise VectorError(_what_is_wrong(vectors_ND[row], name, len(bad)))
     return singles_ND
 
 
@@ -155,7 +159,7 @@ def _scale(singles_ND: Singles, squares_N: Similarities) -> None:
         squares_N[i] = total
 
 
-def _what_is_wrong(vector_D: Vectors, row: int, num_bad: int) -> str:
+def _what_is_wrong(vector_D: Vectors, name: str, num_bad: int) -> str:
     if not np.isfinite(vector_D).all():
         what = "has a value that is not finite"
     elif not vector_D.any():
@@ -164,4 +168,4 @@ def _what_is_wrong(vector_D: Vectors, row: int, num_bad: int) -> str:
         norm = float(np.linalg.norm(vector_D.astype(np.float64)))
         what = f"has norm {norm:.4g}: L2-normalise vectors before they are stored"
     others = f" ({num_bad - 1} more rows of this block are wrong too)" if num_bad > 1 else ""
-    return f"vector of row {row} {what}{others}"
+    return f"vector of {name} {what}{others}"

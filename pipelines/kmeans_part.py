@@ -13,12 +13,13 @@ again. Nothing here depends on who does what, because sums are exact (``curation
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from curation.errors import StageError
+from curation.errors import StageError, StoreError
 from curation.indexes import kmeans
 from curation.indexes.keys import Keys
 from curation.indexes.npz import reading
@@ -27,6 +28,7 @@ from curation.pipelines.context import Context
 from curation.pipelines.units import Unit
 from curation.stage import ShardView
 from curation.stages.cluster import ClusterFit
+from curation.store import disk_full_is_said
 
 T = TypeVar("T")
 
@@ -67,8 +69,8 @@ def load_points(path: Path) -> tuple[Vectors, Keys]:
 
 def put(context: Context, name: str, save: Callable[[Path], None]) -> None:
     """Write a file of the run with what writes a local one."""
-    with tempfile.TemporaryDirectory(prefix="curation-part-") as folder:
-        path = Path(folder) / "part.npz"
+    with temporary("part") as folder:
+        path = folder / "part.npz"
         save(path)
         with context.run.create(name) as stream, path.open("rb") as data:
             shutil.copyfileobj(data, stream, 1 << 20)
@@ -76,5 +78,24 @@ def put(context: Context, name: str, save: Callable[[Path], None]) -> None:
 
 def get(context: Context, name: str, load: Callable[[Path], T]) -> T:
     """Read a file of the run with what reads a local one."""
-    with tempfile.TemporaryDirectory(prefix="curation-part-") as folder:
-        return load(context.run.local_copy(name, Path(folder)))
+    with temporary("part") as folder:
+        return load(context.run.local_copy(name, folder))
+
+
+@contextmanager
+def temporary(name: str) -> Iterator[Path]:
+    """Give a folder of this machine for a while.
+
+    Raises:
+        DiskFullError: It does not hold what is written there; where the run's own storage is full, that is named.
+        StoreError: Nothing can be written there, or the run's storage failed.
+    """
+    try:
+        parent = tempfile.gettempdir()
+    except FileNotFoundError as error:  # also where all of them are full
+        raise StoreError(f"no folder for temporary files can be written; set TMPDIR to one: {error}") from error
+    with (
+        disk_full_is_said(f"{parent} (TMPDIR)"),
+        tempfile.TemporaryDirectory(prefix=f"curation-{name}-", dir=parent) as folder,
+    ):
+        yield Path(folder)

@@ -11,11 +11,9 @@ makes one part of the whole pool, the fit is a reduce like any other, in one pro
 Disk: 2 * dim + 16 bytes an image of the sample, and 8 * dim bytes a cluster for each part.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
 from curation.config import ClusterConfig
@@ -25,7 +23,7 @@ from curation.indexes import kmeans
 from curation.indexes.keys import Keys
 from curation.indexes.vectors import Vectors
 from curation.pipelines.context import Context
-from curation.pipelines.kmeans_part import FOLDER, GATHER, get, load_points
+from curation.pipelines.kmeans_part import FOLDER, GATHER, get, load_points, temporary
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Done, Part, Unit, shard_markers
 from curation.pipelines.work import Inputs, commit_artefacts
@@ -54,9 +52,9 @@ def run(runner: Runner, context: Context, plan: Plan, step: Step, units: Sequenc
         state = fit.run()
         if state is None:
             return
-        with tempfile.TemporaryDirectory(prefix=f"curation-{step.name}-") as folder:
-            fit.stage.finish(state, Path(folder))
-            commit_artefacts(context, step, unit, Path(folder), start, {})
+        with temporary(step.name) as folder:
+            fit.stage.finish(state, folder)
+            commit_artefacts(context, step, unit, folder, start, {})
         context.run.remove_folder(FOLDER)
         yield Done(unit, 0, 0, time.monotonic() - start)
 
@@ -150,8 +148,8 @@ class _Fit:
         return f"{self._folder}/state-{number}.npz"
 
     def _put(self, number: int, state: kmeans.Centroids) -> None:
-        with tempfile.TemporaryDirectory(prefix="curation-state-") as folder:
-            path = Path(folder) / "state.npz"
+        with temporary("state") as folder:
+            path = folder / "state.npz"
             state.save(path)
             self._context.run.write_bytes(self._state(number), path.read_bytes())
 

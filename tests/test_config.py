@@ -242,10 +242,27 @@ def test_a_preset_that_does_not_exist_or_is_contradicted_is_an_error(tmp_path, t
         load(tmp_path, text)
 
 
-@pytest.mark.parametrize("levels", [[100], [50, 50], [20, 30], [0]])
+@pytest.mark.parametrize("levels", [[100], [50, 50], [20, 30], [0], ["auto", 5], ["some"]])
 def test_levels_of_clusters_must_shrink(levels):
     with pytest.raises(ConfigError, match="cluster"):
         config.parse(RunConfig, {"cluster": {"num_clusters": 100, "levels": levels}}, "x.yaml")
+
+
+def test_k_means_cannot_say_how_many_clusters_there_are():
+    tree = {"cluster": {"num_clusters": 100, "levels": [50, "auto"]}}
+    assert config.parse(RunConfig, tree, "x.yaml").cluster.levels == (50, "auto")
+    tree["cluster"]["linkage"] = "kmeans"
+    with pytest.raises(ConfigError, match="auto can only be the last of levels, with linkage average"):
+        config.parse(RunConfig, tree, "x.yaml")
+
+
+def test_balanced_selection_without_levels_is_refused_and_told_what_to_set():
+    tree = {"retrieve": {"balanced_images": 100}}
+    with pytest.raises(ConfigError, match=r"set cluster\.levels, such as \[auto\]") as caught:
+        config.parse(RunConfig, tree, "x.yaml")
+    assert len(caught.value.problems) == 1
+    assert len(caught.value.problems[0]) < 400
+    assert config.parse(RunConfig, tree | {"cluster": {"levels": ["auto"]}}, "x.yaml").retrieve.balanced_images == 100
 
 
 def test_levels_and_a_fit_on_everything_can_be_asked_for():

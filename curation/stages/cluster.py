@@ -5,7 +5,8 @@ embedding is unusable, or on all kept images. One process does it (``ClusterFit.
 (``curation.pipelines.kmeans_rounds``), to the same bits.
 
 Memory of a fit in one process: 2 * dim bytes for each image of the sample, 24 for each image of twice the sample, 12 *
-dim bytes a centroid, and one shard; nothing that grows with the pool unless all of it is fitted on.
+dim bytes a centroid, with levels up to 0.8 GB (``curation.indexes.linkage``), and one shard; nothing that grows with
+the pool unless all of it is fitted on.
 """
 
 import json
@@ -21,7 +22,7 @@ import pyarrow as pa
 from curation import schema
 from curation.config import ClusterConfig
 from curation.errors import CorruptError
-from curation.indexes import kmeans
+from curation.indexes import array_files, kmeans
 from curation.indexes.hierarchy import grow
 from curation.indexes.keys import Keys, keys_from_hex
 from curation.indexes.sampling import SmallestRanks, hash_keys
@@ -42,7 +43,7 @@ class ClusterFit:
     """Fit centroids on the pool, and clusters of clusters on the centroids."""
 
     name: ClassVar[str] = "cluster_fit"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE, TREE_FILE)
@@ -111,9 +112,11 @@ class ClusterFit:
             config.resampling_rounds,
             config.resampled_per_cluster,
             num_threads=1,
+            method=config.linkage,
         )
         tree.save(scratch / TREE_FILE)
-        np.save(scratch / CENTROIDS_FILE, state.vectors, allow_pickle=False)
+        # numpy.save does not say that a disk is full.
+        array_files.write(scratch / CENTROIDS_FILE, np.dtype("<f4"), state.vectors.shape, [state.vectors])
         (scratch / HISTORY_FILE).write_text(json.dumps([asdict(iteration) for iteration in state.history], indent=1))
 
 

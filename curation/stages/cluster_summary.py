@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from curation import schema
 from curation.errors import CorruptError
 from curation.indexes.keys import Keys, keys_from_hex
+from curation.indexes.lookup import among
 from curation.indexes.sampling import HashSample, Ranks, hash_keys
 from curation.indexes.vectors import PER_UNIT
 from curation.schema import Table
@@ -138,7 +139,7 @@ class ClusterSummary:
             ranks_N = hash_keys(found.keys, self.seed)
             compared_N = ranks_N <= known[-1] if is_sample else np.ones(len(ranks_N), bool)
             num_compared += int(compared_N.sum())
-            new.add(found.take(compared_N & ~np.isin(ranks_N, known)))
+            new.add(found.take(compared_N & ~among(known, ranks_N)))
         sizes = {"pool": pool}
         for collection in inputs.collections("seeds"):
             sizes[collection] = Tally(np.zeros(len(pool.counts), np.int64))

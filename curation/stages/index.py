@@ -44,7 +44,7 @@ class IndexFit:
     """Choose the index of the pool, and train it."""
 
     name: ClassVar[str] = "index_fit"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (HEADER_FILE,)
@@ -85,7 +85,7 @@ class IndexStage:
     """
 
     name: ClassVar[str] = "index"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (VECTORS_FILE, KEYS_FILE, LISTS_FILE, HEADER_FILE)

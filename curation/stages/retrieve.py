@@ -32,7 +32,7 @@ from curation.indexes.balanced import QuotaSample, shares
 from curation.indexes.hierarchy import Tree
 from curation.indexes.index import Index, load
 from curation.indexes.keys import Keys, keys_from_hex
-from curation.indexes.lookup import as_bytes
+from curation.indexes.lookup import among, as_bytes
 from curation.indexes.sampling import Ranks, hash_keys
 from curation.indexes.vectors import Rows, Similarities, Vectors, blocks
 from curation.schema import Table
@@ -238,7 +238,7 @@ def _table(view: ShardView, retrieved: Retrieved, balanced: npt.NDArray[Any] | N
     images[rows] = retrieved.find(keys)
     selected = np.zeros(view.num_rows, bool)
     if balanced is not None:
-        selected[rows] = np.isin(as_bytes(keys), balanced)
+        selected[rows] = among(balanced, as_bytes(keys))
     left: npt.NDArray[np.bool_] = view.kept & (images < 0) & ~selected & (not everything)
     columns = {
         "reject_reason": pa.array(np.where(left, "not_retrieved", ""), pa.string(), mask=~left),

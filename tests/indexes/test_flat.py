@@ -94,6 +94,11 @@ def test_damaged_files_are_refused(mixture, tmp_path):
             FlatIndex.load(tmp_path)
     (tmp_path / VECTORS_FILE).write_bytes(whole)
     FlatIndex.load(tmp_path)
+    keys = bytearray((tmp_path / KEYS_FILE).read_bytes())
+    keys[-5] ^= 1
+    (tmp_path / KEYS_FILE).write_bytes(keys)
+    with pytest.raises(CorruptError, match="not what was written"):
+        FlatIndex.load(tmp_path)
     (tmp_path / KEYS_FILE).unlink()
     with pytest.raises(CorruptError):
         FlatIndex.load(tmp_path)

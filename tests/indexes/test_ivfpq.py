@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from curation.errors import CorruptError, DimensionError, StoreError, VectorError
-from curation.indexes import array_files, index_header
+from curation.indexes import array_files, index_header, ivfpq
 from curation.indexes.exact import nearest
 from curation.indexes.flat import FlatIndex
 from curation.indexes.index import load
 from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, LISTS_FILE, VECTORS_FILE, Probing
+from curation.indexes.inverted_lists import InvertedLists
 from curation.indexes.ivfpq import IvfPqIndex
 from curation.indexes.parameters import Parameters
 
@@ -128,6 +129,26 @@ def test_candidates_are_the_best_scores_with_ties_by_key(pool, cut):
         assert sorted(score[query == number]) == sorted(all_score[mine])
 
 
+def test_many_queries_whose_candidates_are_many_copies_are_searched_a_few_at_a_time(mixture, monkeypatch):
+    vectors, keys = mixture.vectors(300), mixture.keys(1500)
+    vectors = np.concatenate([vectors, np.tile(vectors[:2], (600, 1))])
+    index = filled(trained(vectors, depth=8), vectors, keys)
+    queries = np.concatenate([vectors[:2]] * 20 + [vectors[2:60]])
+    wanted = index.search(queries, 4)
+    sizes = []
+
+    def search(self, points_QE, *arguments, search=InvertedLists.search):
+        found = search(self, points_QE, *arguments)
+        sizes.append(found.scores.shape)
+        return found
+
+    monkeypatch.setattr(InvertedLists, "search", search)
+    monkeypatch.setattr(ivfpq, "_MAX_SCORES", 1000)
+    assert_same(index.search(queries, 4), wanted)
+    assert max(depth for _, depth in sizes) > 600
+    assert all(rows * depth <= 1000 or rows == 1 for rows, depth in sizes)
+
+
 def test_scores_are_products_with_what_the_codes_stand_for(pool):
     vectors, keys, queries = pool
     index = filled(trained(vectors), vectors, keys)
@@ -224,7 +245,7 @@ def test_damage_of_any_file_is_found(pool, tmp_path):
     vectors, keys, _ = pool
     filled(trained(vectors), vectors, keys).save(tmp_path)
     random = np.random.default_rng(2)
-    for name in (VECTORS_FILE, LISTS_FILE, HEADER_FILE):
+    for name in (VECTORS_FILE, LISTS_FILE, KEYS_FILE, HEADER_FILE):
         whole = (tmp_path / name).read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2 | 1] ^= 0x7C
@@ -273,7 +294,8 @@ def test_a_header_whose_entries_do_not_fit_is_refused(pool, tmp_path):
         {"sizes": -good["sizes"]},
         {"sizes": good["sizes"][:-1]},
         {"about": np.array("{")},
-        {"about": np.array('{"format": 2, "kind": "ivf_pq"}')},
+        {"about": np.array('{"format": 1, "kind": "ivf_pq"}')},
+        {"about": np.array(str(good["about"]).replace("keys_crc32", "keys_crc16"))},
         {"about": np.array(str(good["about"]).replace('"probes": 3', '"probes": 0'))},
         {"about": np.array([{}], object)},
     ]

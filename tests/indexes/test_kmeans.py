@@ -5,6 +5,7 @@ import pytest
 
 from curation.errors import CorruptError, DimensionError, VectorError
 from curation.indexes import assignment, kmeans
+from curation.indexes.keys import hex_from_keys
 from curation.indexes.kmeans import Centroids, PartialSums, assign, fit, initial_centroids, partial_sums, update
 from curation.indexes.seeding import OVERSAMPLING, ROUNDS
 
@@ -168,8 +169,10 @@ def test_bad_input_is_refused(points):
     vectors, keys = points
     broken = vectors.copy()
     broken[1234, 5] = np.nan
-    with pytest.raises(VectorError, match="row 1234"):
-        fit(shards_of(broken, keys, 2000), 10, 3, seed=0)
+    for k in (2, 10, 200):  # the sample of first centroids has 16 k vectors, in the order of their hashes
+        for shard_rows in (100, 2000):
+            with pytest.raises(VectorError, match=f"image {hex_from_keys(keys)[1234]} has a value that is not finite"):
+                fit(shards_of(broken, keys, shard_rows), k, 3, seed=0)
     with pytest.raises(DimensionError, match="k must be"):
         fit(shards_of(vectors, keys, 2000), 0, 3, seed=0)
     with pytest.raises(DimensionError, match="iterations"):

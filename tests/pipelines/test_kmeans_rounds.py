@@ -3,7 +3,9 @@
 import errno
 import os
 import signal
+import tempfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +13,9 @@ import pytest
 
 from curation import schema
 from curation.config import ClusterConfig, RunConfig
-from curation.errors import DiskFullError, StageError, VectorError
+from curation.errors import DiskFullError, StageError, StoreError, VectorError
 from curation.indexes import kmeans
+from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys
 from curation.pipelines import kmeans_rounds
 from curation.pipelines.context import Context
@@ -148,6 +151,28 @@ def test_a_full_disk_in_an_iteration_is_said_and_leaves_the_last_state(points, e
 
     assert list(tmp_path.glob("work/cluster_fit/*/state-3.npz"))
     assert fitted(run, Interrupted(AssertionError, 3 * 12)) == expected
+
+
+@pytest.mark.parametrize("what", [kmeans.Centroids, kmeans.PartialSums, Tree])
+def test_a_full_folder_of_temporary_files_is_named(points, expected, tmp_path, monkeypatch, what):
+    run = planted(tmp_path / "run", *points, 50)
+    (tmp_path / "small").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "small"))
+    monkeypatch.setattr(what, "save", lambda self, path, save=what.save: save(self, Path("/dev/full")))
+    with pytest.raises(DiskFullError, match=r"small \(TMPDIR\): no space left"):
+        fitted(run, LocalRunner())
+    monkeypatch.undo()
+
+    assert fitted(run, LocalRunner()) == expected
+
+
+def test_no_folder_for_temporary_files_is_said(points, tmp_path, monkeypatch):
+    def none():
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(StoreError, match="set TMPDIR"):
+        fitted(planted(tmp_path, *points, 50), LocalRunner())
 
 
 def test_a_worker_that_is_killed_in_an_iteration_costs_its_part_alone(points, expected, tmp_path):

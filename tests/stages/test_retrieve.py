@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from curation.config import IndexConfig, InputConfig, RetrieveConfig, RunConfig, SeedConfig
+from curation.config import ClusterConfig, IndexConfig, InputConfig, RetrieveConfig, RunConfig, SeedConfig
 from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys, keys_from_hex
 from curation.indexes.sampling import HashSample, hash_keys
@@ -21,7 +21,8 @@ def stage(seed=0, collisions="keep_nominal", balanced_images=None, **seeds):
     inputs = (InputConfig(kind="folder", path="unused"),)
     sets = {name: SeedConfig(inputs=inputs, **settings) for name, settings in seeds.items()}
     settings = RetrieveConfig(collisions=collisions, balanced_images=balanced_images)
-    return RetrieveStage(RunConfig(seed=seed, seeds=sets, retrieve=settings))
+    cluster = ClusterConfig(levels=() if balanced_images is None else (2,))
+    return RetrieveStage(RunConfig(seed=seed, seeds=sets, cluster=cluster, retrieve=settings))
 
 
 @pytest.fixture

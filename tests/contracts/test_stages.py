@@ -17,7 +17,7 @@ from curation.schema import Table
 
 PACKAGE = Path(importlib.import_module("curation").__file__).parent
 SET = {"inputs": [{"kind": "folder", "path": "images"}]}
-TREE = {"pool": SET, "seeds": {"some": SET}, "references": {"test": SET}}
+TREE = {"pool": SET, "seeds": {"some": SET}, "references": {"test": SET}, "cluster": {"levels": [10]}}
 CONFIG = parse(RunConfig, TREE, "test.yaml")
 PLAN = build_plan(CONFIG)
 COLLECTIONS = {"pool": "pool", "seeds": "seeds/some", "references": "references/test"}
@@ -121,7 +121,8 @@ OTHER = {  # values that are other than the default, and allowed
     "index.code_bytes": 64,
     "index.probes": 64,
     "index.depth": 64,
-    "cluster.levels": [10],
+    "cluster.levels": [11],
+    "cluster.linkage": "kmeans",
     "cluster.resampled_per_cluster": 5,
     "retrieve.balanced_images": 10,
     "faces.scales": [3.0],
@@ -167,7 +168,7 @@ def test_a_setting_shapes_an_output_or_is_known_not_to(key, default):
         value = "another"
     else:
         value = default + 1 if isinstance(default, int) else default * 0.99
-    changed = parse(RunConfig, {**TREE, section: {name: value}}, "test.yaml")
+    changed = parse(RunConfig, {**TREE, section: {**TREE.get(section, {}), name: value}}, "test.yaml")
 
     differ = [step.name for step in PLAN.steps if all_settings(changed, step) != all_settings(CONFIG, step)]
 

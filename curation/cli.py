@@ -5,6 +5,7 @@ What is heavy (torch, faiss, ray) is imported by the command that needs it, so t
 """
 
 import argparse
+import atexit
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -594,5 +595,19 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def entry() -> None:
+    """Run the command line and end the process.
+
+    What is registered for the end of a process is run, but libraries' C++ globals are not torn down: their threads may
+    still be there, and were seen to abort one in ten processes whose work was done.
+    """
+    code = main()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -123,7 +123,7 @@ def test_an_installed_copy_runs_from_its_own_folder(site, tmp_path):
 def test_the_console_script_is_the_command_line(site):
     entry_points = next(site.glob("*.dist-info/entry_points.txt")).read_text()
 
-    assert "[console_scripts]\ncurate = curation.cli:main" in entry_points
+    assert "[console_scripts]\ncurate = curation.cli:entry" in entry_points
 
 
 def test_the_licence_comes_along(site):

@@ -24,6 +24,7 @@ from curation.dinov2.centring import Centrings
 from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, ManifestImages
+from curation.dinov2.device import device_of
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
@@ -96,7 +97,7 @@ def train(
         TrainError: If the manifest cannot be used, the folder holds another run, or losses stay non-finite.
         DiskFullError: If a checkpoint does not fit; earlier ones stay.
     """
-    target = _device(device)
+    target = device_of(device)
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
@@ -113,17 +114,6 @@ def train(
     finally:
         if is_own_group:
             world.leave()
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
-        raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
-    return device
 
 
 def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:

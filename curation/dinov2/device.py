@@ -1,0 +1,21 @@
+"""The device that a network runs on, by the name that people give it."""
+
+import torch
+
+from curation.errors import TrainError
+
+
+def device_of(name: str | None) -> torch.device:
+    """Return a device that can be used; None: a GPU if there is one.
+
+    Raises:
+        TrainError: There is no such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
+        raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
+    return device

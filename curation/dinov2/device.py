@@ -1,4 +1,6 @@
-"""The device that a network runs on, by the name that people give it."""
+"""The device that a network runs on, by the name that people give it, and how much of its memory was taken."""
+
+import resource
 
 import torch
 
@@ -19,3 +21,10 @@ def device_of(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
         raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
     return device
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Return the most memory that was taken so far: of a GPU by tensors, else of the machine by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from curation.dinov2.centring import Centrings
 from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, ManifestImages
-from curation.dinov2.device import device_of
+from curation.dinov2.device import device_of, peak_memory_bytes
+from curation.dinov2.event_files import EventFiles
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
@@ -32,6 +33,7 @@ from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, object
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
+from curation.dinov2.watch import Watch
 from curation.dinov2.world import World
 from curation.errors import TrainError
 
@@ -41,6 +43,7 @@ FREE_SETTINGS = (
     "data.micro_batches",
     "data.prefetch_batches",
     "data.workers",
+    "monitors.",
     "optim.max_nonfinite_steps",
     "parallel",
 )
@@ -164,6 +167,7 @@ class _Run:
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
+        self._watch = Watch(config, device)
 
     def restore(self) -> None:
         """Take over the newest checkpoint, if there is one."""
@@ -179,6 +183,7 @@ class _Run:
         except (RuntimeError, KeyError) as error:
             raise TrainError(f"{path}: does not fit these settings: {error}") from error
         self.progress, self._saved = progress, path
+        self._watch.recall(self._output / "log.jsonl", progress.step)
         _log.info("going on from %s", path)
 
     def go(
@@ -191,16 +196,18 @@ class _Run:
         num_steps = self._config.schedule.steps
         started = time.perf_counter()
         is_first = self._world.rank == 0
-        with StepLog(self._output / "log.jsonl", self.progress.step) if is_first else nullcontext() as log:
+        with ExitStack() as files:
+            logs = [files.enter_context(log) for log in self._logs()] if is_first else []
             for parts in batches.between(self.progress.step, num_steps):
                 report = self._step(parts)
                 now = time.perf_counter()
                 report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
+                report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
-                if log is not None:
+                for log in logs:
                     log.write(report)
-                if on_step is not None and is_first:
-                    on_step(report)
+                if is_first:
+                    (on_step or _say)(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
                 if stopping or report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0:
@@ -209,6 +216,17 @@ class _Run:
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
                     return
+
+    def _logs(self) -> Iterator[StepLog | EventFiles]:
+        yield StepLog(self._output / "log.jsonl", self.progress.step)
+        if self._config.monitors.tensorboard:
+            yield EventFiles(self._output / "tensorboard", self.progress.step)
+
+    def _encoded(self, x_N3HW: Tensor) -> Tensor:
+        """Return the teacher's class tokens, by way of the whole network: its parts may lie in other processes."""
+        with torch.no_grad(), self._precision():
+            answers: Answers = self._teacher([x_N3HW], None, None)
+        return answers.cls_ND
 
     def result(self) -> TrainResult:
         """Say where the run stands."""
@@ -233,7 +251,10 @@ class _Run:
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():
-            targets, figures = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses, self._centrings)
+            watchers = self._world if self._watch.is_due(step + 1) else None
+            targets, figures = teacher_targets(
+                self._teacher, inputs, now.teacher_temp, config.losses, self._centrings, watchers
+            )
         self._optimizer.zero_grad()
         for part_figures in self._backward(inputs, kept, targets):
             for name, value in part_figures.items():
@@ -296,7 +317,9 @@ class _Run:
         num_replaced += before.num_replaced
         num_skipped = before.num_skipped + skipped
         figures |= {**vars(now), "replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
-        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures)
+        figures |= self._watch.knn_figures(step + 1, self._encoded)
+        warnings = self._watch.warnings(step + 1, figures)
+        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures, warnings)
         self.progress = Progress(
             step=report.step,
             num_updates=self._optimizer.num_updates,
@@ -343,6 +366,12 @@ class _Run:
         if self._world.rank == 0:
             path = self._output / "teacher.safetensors"
             write_tensors(path, state, export.metadata(backbone, self.progress.step))
+
+
+def _say(report: StepReport) -> None:
+    """Stand in for a caller that takes no reports: warnings must not be lost."""
+    for warning in report.warnings:
+        _log.warning("%s", warning)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
 
 REPO = Path(__file__).parents[2]
-TIMES = {"images_per_s"}
+TIMES = {"images_per_s", "peak_memory_gb"}
 
 
 def lines(output):

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -258,18 +257,19 @@ def _train(options: argparse.Namespace) -> int:
     from curation import config as settings
     from curation.dinov2.config import TrainConfig
     from curation.dinov2.train import train
+    from curation.train_progress import train_reporter
 
     config = settings.load(TrainConfig, options.config, options.set)
     output = Path(options.output)
     stop = _Stop()
-    with stop:
+    with stop, train_reporter(sys.stderr) as on_step:
         result = train(
             _manifest_of(options.manifest),
             config,
             output,
             resume=options.resume,
             device=options.device,
-            on_step=_step_printer(),
+            on_step=on_step,
             should_stop=stop.is_set,
         )
     if not result.finished:
@@ -449,25 +449,6 @@ def _print_funnel(summary: dict[str, Any]) -> None:
         for entry in entries:
             reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
             print(f"  {entry['stage']:<10} {entry['in']:>12,} {entry['out']:>12,}  {reasons}".rstrip())
-
-
-def _step_printer() -> Callable[[Any], None]:
-    """Return what prints a step as a JSON line, at most one every five seconds, and the last."""
-    started = said = time.monotonic()
-    first: int | None = None
-
-    def show(report: Any) -> None:
-        nonlocal said, first
-        first = report.step - 1 if first is None else first
-        now = time.monotonic()
-        if now - said >= 5 or report.step in (first + 1, report.num_steps):
-            said = now
-            left = (report.num_steps - report.step) * (now - started) / (report.step - first)
-            figures = {name: round(value, 6) for name, value in report.finite().items() if value is not None}
-            line = {"step": report.step, "of": report.num_steps, "eta_s": round(left, 1), **figures}
-            print(json.dumps(line), file=sys.stderr, flush=True)
-
-    return show
 
 
 def _manifest_of(path: str) -> str:

@@ -63,7 +63,8 @@ def kl_to_uniform(mean_K: Tensor) -> Tensor:
     0 when all are used alike, log K when one takes everything. A batch of n rows that are sure of one prototype each
     cannot come below log (K / n).
     """
-    return math.log(len(mean_K)) - torch.special.entr(mean_K.float()).sum()
+    divergence: Tensor = math.log(len(mean_K)) - torch.special.entr(mean_K.float()).sum()
+    return divergence
 
 
 def prototypes_used(best_N: Tensor, num_prototypes: int) -> Tensor:

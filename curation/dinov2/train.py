@@ -197,7 +197,9 @@ class _Run:
         started = time.perf_counter()
         is_first = self._world.rank == 0
         with ExitStack() as files:
-            logs = [files.enter_context(log) for log in self._logs()] if is_first else []
+            logs = list(self._logs()) if is_first else []
+            for log in logs:
+                files.enter_context(log)
             for parts in batches.between(self.progress.step, num_steps):
                 report = self._step(parts)
                 now = time.perf_counter()

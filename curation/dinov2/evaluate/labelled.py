@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curation.crawl.sets import IMAGE_SUFFIXES, expand, walk
 from curation.dinov2.evaluate.config import LabelledConfig
 from curation.errors import InputError
+from curation.local_files import IMAGE_SUFFIXES, expand, walk
 
 NO_CLASS = -1
 _ROWS_AT_A_TIME = 256  # of Parquet; with images of a megabyte a quarter of a gigabyte

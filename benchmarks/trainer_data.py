@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 from curation.config import RunConfig, parse
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, bring_up
+from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.process_runner import ProcessRunner
 from curation.store import Run
@@ -41,14 +43,14 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
 
 
 def curate(folder: Path, tree: dict[str, Any], stage: str, workers: int) -> Context:
-    """Bring a run up to a stage in worker processes and return it."""
+    """Bring a run up to a stage, in this process or in several others, and return it."""
     config = parse(RunConfig, tree, str(folder))
     context, plan = Context(Run(folder), config), build_plan(config)
-    runner = ProcessRunner(workers)
-    try:
+    if workers == 1:
+        bring_up(context, plan, Request(stage), LocalRunner(1))
+        return context
+    with closing(ProcessRunner(workers)) as runner:
         bring_up(context, plan, Request(stage), runner)
-    finally:
-        runner.close()
     return context
 
 

@@ -10,7 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _LINE_EVERY_S = 5.0
-_SHOWN = ("loss", "loss_dino_local", "loss_dino_global", "loss_ibot", "loss_koleo")
+_SHOWN = {
+    "loss": "loss",
+    "loss_dino_local": "local",
+    "loss_dino_global": "global",
+    "loss_ibot": "ibot",
+    "loss_koleo": "koleo",
+}
 
 
 class Report(Protocol):
@@ -95,19 +101,19 @@ class TrainLines:
 
 
 class TrainBar:
-    """A bar of the steps with the time left; under it images a second, memory, losses and the latest k-NN."""
+    """A bar of the steps with the time left, images a second, memory and losses; above it warnings and k-NN figures."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._console = Console(file=stream)
-        columns = (
+        self._progress = Progress(
             TextColumn("train"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
         )
-        self._progress = Progress(*columns, TextColumn("{task.fields[figures]}"), console=self._console)
         self._task: TaskID | None = None
-        self._knn = ""
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -120,19 +126,23 @@ class TrainBar:
 
     def __call__(self, report: Report) -> None:
         """Show the step."""
+        values = report.finite()
         for warning in report.warnings:
             self._console.print(warning, style="yellow", markup=False)
+        if values.get("knn_top1") is not None:
+            trained, random, pixels = (
+                100 * (values.get(f"knn_top1{name}") or 0) for name in ("", "_random", "_pixels")
+            )
+            self._console.print(
+                f"step {report.step}: k-NN {trained:.1f} %, random weights {random:.1f} %, raw pixels {pixels:.1f} %"
+            )
         if self._task is None:
             # From the first step seen: the steps of an earlier process say nothing of this one's pace.
             self._task = self._progress.add_task("train", total=report.num_steps, completed=report.step, figures="")
-        self._progress.update(self._task, completed=report.step, figures=self._figures(report.finite()))
+        self._progress.update(self._task, completed=report.step, figures=_figures(values))
 
-    def _figures(self, values: Mapping[str, float | None]) -> str:
-        parts = [f"{values.get('images_per_s') or 0:,.1f} images/s", f"{values.get('peak_memory_gb') or 0:.1f} GB"]
-        for name in _SHOWN:
-            value = values.get(name)
-            if value is not None:
-                parts.append(f"{name.removeprefix('loss_').replace('_', ' ')} {value:.3f}")
-        if values.get("knn_top1") is not None:
-            self._knn = f"k-NN {100 * (values['knn_top1'] or 0):.1f} %"
-        return "  ".join([*parts, self._knn]).rstrip()
+
+def _figures(values: Mapping[str, float | None]) -> str:
+    losses = {name: value for name in _SHOWN if (value := values.get(name)) is not None}
+    parts = [f"{values.get('images_per_s') or 0:,.1f} images/s", f"{values.get('peak_memory_gb') or 0:.1f} GB"]
+    return "  ".join([*parts, *(f"{_SHOWN[name]} {value:.3f}" for name, value in losses.items())])

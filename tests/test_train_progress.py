@@ -50,14 +50,22 @@ def test_every_warning_is_a_line_at_once():
     assert lines[1]["message"] == "features collapse"
 
 
-def test_a_bar_shows_rate_memory_losses_warnings_and_the_latest_knn():
+def test_a_bar_shows_rate_memory_and_losses_and_above_it_warnings_and_knn(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
     stream = Terminal()
     with TrainBar(stream) as show:
-        show(report(1, knn_top1=0.375))
+        show(report(1, knn_top1=0.375, knn_top1_random=0.25, knn_top1_pixels=0.3125))
         show(report(20, ("step 20: features [collapse]",)))
 
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert "step 20: features [collapse]" in text
+    assert "step 1: k-NN 37.5 %, random weights 25.0 %, raw pixels 31.2 %" in text
     last = " ".join(text.splitlines()[-3:])
-    for part in ("20/20", "12.3 images/s", "1.5 GB", "loss 5.250", "ibot 2.500", "k-NN 37.5"):
+    for part in (
+        "20/20",
+        "12.3 images/s",
+        "1.5 GB",
+        "loss 5.250",
+        "ibot 2.500",
+    ):
         assert part in last, part

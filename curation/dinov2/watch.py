@@ -1,6 +1,7 @@
 """What is looked at every few steps: monitors, a small k-NN of the teacher, and the warnings that follow."""
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 from curation.dinov2 import event_files
 from curation.dinov2.alarms import Alarms
 from curation.dinov2.config import KnnMonitorConfig, TrainConfig
-from curation.dinov2.evaluate.backbones import Tokens, normalised
+from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone, Tokens, at_random, normalised
+from curation.dinov2.evaluate.config import RAW_SIDE_PX
 from curation.dinov2.evaluate.features import View, extract
 from curation.dinov2.evaluate.knn import knn_accuracy
 from curation.dinov2.evaluate.labelled import open_labelled
@@ -44,7 +46,10 @@ class Watch:
         return step % self._every == 0 or step in (1, self._last)
 
     def knn_figures(self, step: int, encode: Encode) -> dict[str, float]:
-        """Return ``knn_top1`` and ``knn_top5`` of the teacher where it is time; every process must ask."""
+        """Return ``knn_top1`` and ``knn_top5`` of the teacher where it is time; every process must ask.
+
+        Beside them ``knn_top1_random`` and ``knn_top1_pixels``: of the same network with random weights, of raw pixels.
+        """
         if self._knn is None or not (step % self._knn.every_steps == 0 or step == self._last):
             return {}
         return self._knn(encode)
@@ -79,7 +84,7 @@ class SmallKnn:
         self._monitor = monitor
         self._device = device
         self._mean_std = (config.crops.mean, config.crops.std)
-        self._view = View(config.crops.global_px, monitor.crop_share, config.images)
+        self._config = config
         self._data = open_labelled(monitor.data, config.seed)
         if len(self._data.train) < monitor.k:
             raise InputError(
@@ -88,13 +93,28 @@ class SmallKnn:
             )
 
     def __call__(self, encode: Encode) -> dict[str, float]:
-        """Return top-1 and top-5 accuracy of the class tokens that ``encode`` gives."""
-        backbone = _Encoded(encode, self._mean_std, self._device, self._view.side_px)
+        """Return the accuracy of the class tokens that ``encode`` gives, and of what stands beside."""
+        backbone = _Encoded(encode, self._mean_std, self._device, self._config.crops.global_px)
+        top1, top5 = self._accuracy(backbone)
+        return {"knn_top1": top1, "knn_top5": top5, **self._beside}
+
+    @cached_property
+    def _beside(self) -> dict[str, float]:
+        """What the same network at random gives, and raw pixels: the same whenever it is asked."""
+        config = self._config
+        random = at_random(config.model, config.crops.global_px, self._mean_std, self._device, config.seed)
+        return {
+            "knn_top1_random": self._accuracy(random)[0],
+            "knn_top1_pixels": self._accuracy(PixelBackbone(RAW_SIDE_PX, self._device))[0],
+        }
+
+    def _accuracy(self, backbone: Backbone) -> tuple[float, float]:
+        view = View(backbone.side_px, self._monitor.crop_share, self._config.images)
         train, test = (
             extract(
                 backbone,
                 part,
-                self._view,
+                view,
                 num_blocks=1,
                 batch_size=self._monitor.batch_size,
                 workers=self._monitor.workers,
@@ -103,7 +123,7 @@ class SmallKnn:
         )
         k = min(self._monitor.k, len(train))  # some may be unreadable
         found = knn_accuracy(train, test, len(self._data.classes), (k,), self._monitor.temperature, self._device)
-        return {"knn_top1": found[k][0], "knn_top5": found[k][1]}
+        return found[k]
 
 
 class _Encoded:

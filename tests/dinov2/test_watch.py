@@ -80,7 +80,9 @@ def test_the_small_knn_is_that_of_an_evaluation(manifest, settings, labelled, tm
         tmp_path / "evaluation",
         torch.device("cpu"),
     )
-    assert found[8] == again.rows[0].knn[5]
+    last = lines(tmp_path / "run")[-1]
+    wanted = dict(zip(("knn_top1", "knn_top1_random", "knn_top1_pixels"), again.rows, strict=True))
+    assert {name: last[name] for name in wanted} == {name: row.knn[5] for name, row in wanted.items()}
     assert found[8] > 0.6
 
 

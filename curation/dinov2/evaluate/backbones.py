@@ -81,11 +81,8 @@ class VitBackbone:
         self._device = device
 
     def at_random(self, seed: int) -> "VitBackbone":
-        """Return the same network as training would begin with, with LayerScale at 1 so that all blocks have a say."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = VisionTransformer(self._network.config.model_copy(update={"layer_scale": 1.0}), self.side_px)
-        return VitBackbone("random initialisation", network, self._mean_std, self._device)
+        """Return the same network with random weights, see the function of this name."""
+        return at_random(self._network.config, self.side_px, self._mean_std, self._device, seed)
 
     def __call__(self, pixels_NHW3: Tensor, num_blocks: int) -> list[Tokens]:
         """See ``Backbone``."""
@@ -98,6 +95,19 @@ class VitBackbone:
         last: Any = self._network.blocks[-1]
         run = lambda: self(pixels_NHW3, 1)  # noqa: E731
         return attention_of_class_token(last.attn.qkv, run, len(pixels_NHW3), config.shape.heads, 1 + config.registers)
+
+
+def at_random(
+    model: ModelConfig, side_px: int, mean_std: tuple[Any, Any], device: torch.device, seed: int
+) -> VitBackbone:
+    """Return the network that training would begin with, but with LayerScale at 1, so that all blocks have a say.
+
+    No global random state changes.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = VisionTransformer(model.model_copy(update={"layer_scale": 1.0}), side_px)
+    return VitBackbone("random initialisation", network, mean_std, device)
 
 
 class TimmBackbone:

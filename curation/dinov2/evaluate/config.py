@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from curation.config import ImagesConfig, Settings
 
+RAW_SIDE_PX = 32
+
 Task = Literal["knn", "linear", "logistic", "spectrum", "pictures"]
 
 
@@ -93,7 +95,9 @@ class EvaluateConfig(Settings):
     crop_share: float = Field(
         0.875, gt=0, le=1, description="Side of the central square / short side; 1 for images that are small already."
     )
-    raw_side_px: int = Field(32, ge=1, le=256, description="Side of the images whose pixels are the raw features.")
+    raw_side_px: int = Field(
+        RAW_SIDE_PX, ge=1, le=256, description="Side of the images whose pixels are the raw features."
+    )
     batch_size: int = Field(64, ge=1, description="Images per forward pass.")
     workers: int = Field(2, ge=1, le=256, description="Threads that decode; no effect on results.")
     images: ImagesConfig = Field(default_factory=ImagesConfig)

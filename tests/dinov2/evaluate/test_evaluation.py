@@ -92,3 +92,18 @@ def test_mistakes_are_one_line_that_says_what_to_do(run, labelled_parquet, capsy
     places = {"RUN": str(run), "SET": str(labelled_parquet)}
     assert main(["evaluate", "--device", "cpu", *(places.get(word, word) for word in arguments)]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_figures_of_a_cpu(run, evaluate_settings, tmp_path):
+    config = evaluate_settings(tasks=["knn", "linear", "logistic", "spectrum"])
+    rows = []
+    for name in ("cpu", "cuda"):
+        device = torch.device(name)
+        rows.append(evaluate(*load_backbone(str(run), device, config.seed), config, tmp_path / name, device).rows)
+
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours.knn == pytest.approx(theirs.knn, abs=0.04)  # one image of thirty may stand on the edge
+        assert ours.rankme == pytest.approx(theirs.rankme, rel=1e-2)
+        assert ours.linear[0].test == pytest.approx(theirs.linear[0].test, abs=0.07)

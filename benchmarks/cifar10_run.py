@@ -9,6 +9,8 @@ on where it was stopped. JSON lines: one a figure.
 import argparse
 import json
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -60,9 +62,15 @@ def main() -> None:
     knn = {"data": {"path": str(data.DATA / "cifar10.parquet")}, "k": 20, "every_steps": 200, "crop_share": 1.0}
     changes = [*(() if on_gpu else ON_CPU), f"monitors.knn={json.dumps(knn)}", *options.set]
     config = load(TrainConfig, SETTINGS, changes)
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     started = time.monotonic()
-    result = train(manifest, config, folder / "train", resume=True, device=device.type, on_step=say)
+    result = train(
+        manifest, config, folder / "train", resume=True, device=device.type, on_step=say, should_stop=stop.is_set
+    )
     seconds = time.monotonic() - started
+    if not result.finished:
+        raise SystemExit(f"stopped after step {result.steps}; the same command goes on")
     rows = measured(folder, device)
     about = {
         "device": torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads",

@@ -37,8 +37,8 @@ ON_CPU = (
     "heads.dino={prototypes: 512, layers: 2, hidden_dim: 256, bottleneck_dim: 48}",
     "heads.ibot={prototypes: 512, layers: 2, hidden_dim: 256, bottleneck_dim: 48}",
     "optim.base_lr=0.008",
-    "schedule.steps=400",
-    "schedule.warmup_steps=40",
+    "schedule.steps=240",
+    "schedule.warmup_steps=24",
     "schedule.freeze_last_layer_steps=0",
     "schedule.momentum=[0.98, 1.0]",
     "schedule.teacher_temp_warmup_steps=0",
@@ -59,7 +59,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     limit = options.train_images or (50_000 if on_gpu else 10_000)
     manifest = manifest_of(folder, limit)
-    knn = {"data": {"path": str(data.DATA / "cifar10.parquet")}, "k": 20, "every_steps": 200, "crop_share": 1.0}
+    knn = {"data": {"path": str(data.DATA / "cifar10.parquet")}, "k": 20, "every_steps": 120, "crop_share": 1.0}
     changes = [*(() if on_gpu else ON_CPU), f"monitors.knn={json.dumps(knn)}", *options.set]
     config = load(TrainConfig, SETTINGS, changes)
     stop = threading.Event()

@@ -11,7 +11,8 @@ trained on n images, for the same number of steps, of each of
     clean_balanced   an oracle: distinct images of CIFAR-10, as many of each class
 
 and measured by k-NN and a linear probe on images that are in none of them. Seeds change draws, weights and crops.
-On a GPU the protocol is run in full; without one, at a size that shows that it runs and proves nothing.
+On a GPU the protocol is run in full; without one, at a size that shows that it runs and proves nothing. Started again in
+the same folder, it goes on where it was stopped.
 """
 
 import argparse
@@ -298,8 +299,8 @@ def trained(
     run = folder / ("clean" if arm == "clean_balanced" else "run")
     manifest = data.write_manifest(run, f"{arm}-{seed}", rows)
     config = load(TrainConfig, SETTINGS, [*size.training, f"seed={seed}", "monitors.every_steps=1000"])
-    output = data.emptied(folder / "train" / f"{arm}-{seed}")
-    train(manifest, config, output, resume=False, device=device.type)
+    output = folder / "train" / f"{arm}-{seed}"
+    train(manifest, config, output, resume=True, device=device.type)
     return load_backbone(str(output), device, seed)[0]
 
 

@@ -1,7 +1,6 @@
 """Labelled Parquet sets as input of the trainer, by way of the project's own pipeline."""
 
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path, PurePosixPath
@@ -82,10 +81,3 @@ def write_manifest(run: Path, name: str, rows: Iterable[Row]) -> str:
     path = run / f"{PurePosixPath(name).stem}.parquet"
     pq.write_table(pa.Table.from_pylist([{key: row[key] for key in columns} for row in rows]), path)
     return str(path)
-
-
-def emptied(folder: Path) -> Path:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    return folder

@@ -11,8 +11,8 @@ trained on n images, for the same number of steps, of each of
     clean_balanced   an oracle: distinct images of CIFAR-10, as many of each class
 
 and measured by k-NN and a linear probe on images that are in none of them. Seeds change draws, weights and crops.
-On a GPU the protocol is run in full; without one, at a size that shows that it runs and proves nothing. Started again in
-the same folder, it goes on where it was stopped.
+On a GPU the protocol is run in full; without one, at a size that shows that it runs and proves nothing. Started again
+in the same folder, it goes on where it was stopped.
 """
 
 import argparse

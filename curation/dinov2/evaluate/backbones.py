@@ -294,7 +294,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             for wrapper in ("model", "state_dict", "teacher"):
                 loaded = loaded[wrapper] if isinstance(loaded.get(wrapper), dict) else loaded
             state = {key.removeprefix("backbone."): value for key, value in loaded.items() if isinstance(value, Tensor)}
-        return about, names.ours(state)
+        return {**about, "published": "mask_token" in state}, names.ours(state)
     except (
         OSError,
         SafetensorError,
@@ -321,8 +321,9 @@ def _shape(
         registers = int(state["register_tokens"].shape[1]) if "register_tokens" in state else 0
         arguments = {**(about or {}), **(about or {}).get("model_args", {})}
         heads = arguments.get("num_attention_heads", arguments.get("num_heads", dim // _HEAD_DIM))
-        # The first published models, without registers, were resized without antialiasing and with an offset.
-        as_published = about is None and not registers
+        # Published models without registers are resized without antialiasing and with an offset; those of transformers
+        # without antialiasing; those of timm, and all with registers, with antialiasing.
+        is_first = about is None and header.get("published", False) and not registers
         model = ModelConfig(
             dim=dim,
             depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
@@ -331,8 +332,8 @@ def _shape(
             ffn="swiglu" if gated else "mlp",
             mlp_ratio=4.0 if gated else state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
             registers=registers,
-            pos_embed_antialias=not as_published,
-            pos_embed_offset=0.1 if as_published else 0.0,
+            pos_embed_antialias=not is_first and arguments.get("model_type") != "dinov2",
+            pos_embed_offset=0.1 if is_first else 0.0,
         )
     except (KeyError, IndexError, ValueError, ValidationError) as error:
         raise TrainError(f"{path}: is not a DINOv2 vision transformer: {error}; try timm:NAME") from error

@@ -192,7 +192,7 @@ def _check_columns(
         raise InputError(f"{file}: no column {config.image_column}; set data.image_column to one of {names}")
     kind = schema.field(config.image_column).type
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+    if not any(test(inner) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)):
         raise InputError(f"{file}: column {config.image_column} is {kind}; it must hold bytes or {{bytes, path}}")
     if needs_labels and config.label_column not in schema.names:
         raise InputError(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from curation.config import ImagesConfig
 from curation.dinov2 import export
@@ -38,6 +38,24 @@ def backbone():
 
 def pixels(num=3, side_px=16):
     return torch.randint(0, 256, (num, side_px, side_px, 3), generator=torch.Generator().manual_seed(0)).byte()
+
+
+@pytest.mark.parametrize(
+    ("name", "registers", "antialias", "offset"),
+    [("published.pth", 0, False, 0.1), ("published.pth", 4, True, 0.0), ("timm", 0, True, 0.0), ("timm", 4, True, 0.0)],
+)
+def test_other_sizes_are_resized_the_way_of_who_wrote_the_file(tmp_path, name, registers, antialias, offset):
+    ours = network(registers)
+    ours.config = ours.config.model_copy(update={"pos_embed_antialias": antialias, "pos_embed_offset": offset})
+    wanted = VitBackbone("test", ours, (CONFIG.crops.mean, CONFIG.crops.std), CPU)(pixels(2, 24), 1)
+    torch.save(ours.state_dict(), tmp_path / "published.pth")
+    export.export_timm(ours, CONFIG, 7, tmp_path / "timm")
+    if name == "timm":  # without what our own export says of itself, as files of others are
+        save_file(load_file(tmp_path / "timm/model.safetensors"), tmp_path / "timm/model.safetensors")
+
+    loaded, _ = load_backbone(str(tmp_path / name), CPU, 0)
+
+    torch.testing.assert_close(loaded(pixels(2, 24), 1)[0].cls_ND, wanted[0].cls_ND, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("registers", [0, 4])

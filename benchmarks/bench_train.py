@@ -14,8 +14,8 @@ medians. Peak memory is that of a process of its own for each side.
 import argparse
 import io
 import json
+import math
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -36,7 +36,7 @@ from curation.config import ImagesConfig
 from curation.dinov2 import colour, masks
 from curation.dinov2.centring import Centrings
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.crops import Views, crop_box, multi_crop
+from curation.dinov2.crops import Views, multi_crop
 from curation.dinov2.network import Network, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, objective, teacher_targets
 from curation.dinov2.optim import Optimizer
@@ -224,7 +224,8 @@ def photos(count: int) -> list[bytes]:
 
 def our_views(files: list[bytes]) -> list[Views]:
     limits = ImagesConfig()
-    return [multi_crop(decode(data, limits), 0, index, CONFIG.crops) for index, data in enumerate(files)]
+    draws = [crops.draw(0, index, CONFIG.crops) for index in range(len(files))]
+    return [multi_crop(decode(data, limits), numbers, CONFIG.crops) for data, numbers in zip(files, draws, strict=True)]
 
 
 def our_data(files: list[bytes]) -> None:
@@ -251,7 +252,7 @@ def their_data(files: list[bytes]) -> None:
         image = Image.open(io.BytesIO(data)).convert("RGB")
         for view in range(2 + crops.num_local):
             scale, side = (crops.global_scale, crops.global_px) if view < 2 else (crops.local_scale, crops.local_px)
-            box = crop_box(rng, image.size, scale, crops.aspect)
+            box = random_box(rng, image.size, scale, crops.aspect)
             crop = image.crop(box).resize((side, side), Image.Resampling.BICUBIC)
             crop = ImageOps.mirror(crop) if rng.random() < 0.5 else crop
             if rng.random() < crops.jitter_p:
@@ -264,6 +265,21 @@ def their_data(files: list[bytes]) -> None:
                 crop = ImageOps.solarize(crop, 128)
             pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float().div(255)
             pixels.sub_(mean).div_(std)
+
+
+def random_box(
+    rng: np.random.Generator, size: tuple[int, int], scale: tuple[float, float], aspect: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    side = min(size)
+    return (width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2
 
 
 def jittered(image: Image.Image, rng: np.random.Generator) -> Image.Image:

@@ -2,11 +2,12 @@
 
 ::
 
-    output/train.json                          settings and the manifest's digest, written first
+    output/train.json                          settings and the manifests' digests, written first
     output/log.jsonl                           one line a step
     output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
-    output/checkpoints/step_00000020.json      step, counters, settings, digest; sha256 of the tensors; written last
+    output/checkpoints/step_00000020.json      step, counters, sample cursor, digests; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
+    output/teacher_best.safetensors            that of the best checkpoint, where there is a metric to compare by
 
 A file is written under a name that starts with a dot, flushed to the disk and renamed. A checkpoint exists once its
 JSON does, and counts only while its tensors have the digest written there: a run killed at any instant goes on from the
@@ -37,6 +38,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Best:
+    """The checkpoint with the highest value of the metric that checkpoints are compared by."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands.
 
@@ -47,6 +57,7 @@ class Progress:
         skipped_in_a_row: The latest of them, if they are the latest steps.
         num_replaced: Unreadable images that were replaced.
         last: Figures of the latest step.
+        best: The best checkpoint so far; None where nothing was compared.
     """
 
     step: int = 0
@@ -55,14 +66,33 @@ class Progress:
     skipped_in_a_row: int = 0
     num_replaced: int = 0
     last: dict[str, float | None] | None = None
+    best: Best | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Progress":
+        """Return what was written down."""
+        best = content.get("best")
+        return cls(**{**content, "best": None if best is None else Best(**best)})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A manifest that a run is trained on."""
+
+    digest: str
+    num_images: int
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.digest} ({self.num_images} images, weight {self.weight:g})"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be equal for a run to go on: its settings, flattened to dotted keys, and its manifest."""
+    """What must be equal for a run to go on: its settings, flattened to dotted keys, and its manifests."""
 
     settings: dict[str, Any]
-    manifest_digest: str
+    manifests: list[Source]
 
 
 class Checkpoints:
@@ -70,40 +100,57 @@ class Checkpoints:
 
     Args:
         output: The run's folder.
-        keep: Newest checkpoints that are kept.
+        identity: What the run is.
+        keep: Newest checkpoints that are kept, besides the best one.
     """
 
-    def __init__(self, output: Path, keep: int) -> None:
-        self._output = output
+    def __init__(self, output: Path, identity: Identity, keep: int) -> None:
+        self.output = output
+        self._identity = identity
         self._folder = output / "checkpoints"
         self._keep = keep
 
-    def start(self, identity: Identity) -> None:
+    def start(self) -> None:
         """Make the folders and write down what the run is."""
-        with clear_errors(self._output, "the run's folder"):
+        with clear_errors(self.output, "the run's folder"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in [*self._folder.glob(".*"), *self._output.glob(".*.writing")]:
+            for left in [*self._folder.glob(".*"), *self.output.glob(".*.writing")]:
                 left.unlink()
-        write_json(self._output / "train.json", asdict(identity))
+        write_json(self.output / "train.json", asdict(self._identity))
 
     def identity(self) -> Identity | None:
-        """Return what the run in the folder is; None where there is none."""
-        path = self._output / "train.json"
+        """Return what the run in the folder is; None where there is none.
+
+        Raises:
+            TrainError: If it was written by something else.
+        """
+        path = self.output / "train.json"
         if not path.exists():
             return None
         content = read_json(path)
-        return Identity(content["settings"], content["manifest_digest"])
+        try:
+            return Identity(content["settings"], [Source(**source) for source in content["manifests"]])
+        except (KeyError, TypeError) as error:
+            raise TrainError(f"{path}: is not what this version writes; give another folder") from error
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:
-        """Write a checkpoint, then forget the oldest ones; return the file of its tensors.
+        """Write a checkpoint, then forget the oldest ones but the best; return the file of its tensors.
 
         Raises:
             DiskFullError: If there is no space; earlier checkpoints stay.
         """
         path = self.path(progress)
         write_tensors(path, tensors, {"format": "pt"})
-        write_json(path.with_suffix(".json"), {"progress": asdict(progress), "sha256": _sha256(path)})
+        content = {
+            "progress": asdict(progress),
+            "sample_cursor": progress.step * self._identity.settings["data.batch_size"],
+            "manifests": [asdict(source) for source in self._identity.manifests],
+            "sha256": _sha256(path),
+        }
+        write_json(path.with_suffix(".json"), content)
         for step in list(self._steps())[self._keep :]:
+            if progress.best is not None and step == progress.best.step:
+                continue
             old = self._folder / f"step_{step:08d}.json"
             old.unlink()  # first, so that no marker is left without tensors
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -121,7 +168,7 @@ class Checkpoints:
                 content = read_json(path.with_suffix(".json"))
                 if _sha256(path) != content["sha256"]:
                     raise TrainError(f"{path}: is not what was written")
-                return Progress(**content["progress"]), load_file(path), path
+                return Progress.of(content["progress"]), load_file(path), path
             except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
         return None

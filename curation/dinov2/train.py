@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,9 +21,18 @@ from torch import Tensor, distributed, nn
 
 from curation.dinov2 import colour, export, sharing
 from curation.dinov2.centring import Centrings
-from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
+from curation.dinov2.checkpoint import (
+    Best,
+    Checkpoints,
+    Identity,
+    Progress,
+    Source,
+    differences,
+    flattened,
+    write_tensors,
+)
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.data import Batch, Batches, ManifestImages
+from curation.dinov2.data import Batch, Batches, open_manifests, shares
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
@@ -37,6 +46,7 @@ from curation.errors import TrainError
 # Settings that change no weight but by rounding: a run may go on with others.
 FREE_SETTINGS = (
     "checkpoint.",
+    "data.manifests",  # what they hold, and their weights, are compared instead of their paths
     "data.micro_batches",
     "data.prefetch_batches",
     "data.workers",
@@ -69,7 +79,7 @@ class TrainResult:
 
 
 def train(
-    manifest: str,
+    manifest: str | None,
     config: TrainConfig,
     output: Path,
     *,
@@ -84,7 +94,7 @@ def train(
     weights of an uninterrupted one, to the bit.
 
     Args:
-        manifest: Path or fsspec URL of a manifest (``curation.schema.MANIFEST``).
+        manifest: Path or fsspec URL of a manifest (``curation.schema.MANIFEST``); None: those of ``data.manifests``.
         config: Settings.
         output: Folder for checkpoints, log and ``teacher.safetensors``; on a local disk.
         resume: Go on from the newest checkpoint in ``output``; starts anew in a folder that is empty or not there.
@@ -100,12 +110,17 @@ def train(
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
-        dataset = ManifestImages(manifest, config.data.max_image_bytes)
-        batches = Batches(dataset, config, world)
+        manifests = open_manifests(manifest, config)
+        batches = Batches(manifests, config, world)
+        sources = [
+            Source(images.digest, len(images), share)
+            for images, share in zip(manifests, shares(manifests, config), strict=True)
+        ]
+        identity = Identity(flattened(config.model_dump(mode="json")), sources)
         if world.rank == 0:
-            _open(output, config, dataset.digest, resume)
+            _open(output, identity, resume)
         world.wait()
-        run = _Run(config, target, world, output)
+        run = _Run(config, target, world, Checkpoints(output, identity, config.checkpoint.keep))
         run.restore()
         if run.progress.step < config.schedule.steps:
             run.go(batches, on_step, should_stop)
@@ -126,22 +141,22 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:
-    checkpoints = Checkpoints(output, config.checkpoint.keep)
-    identity = Identity(flattened(config.model_dump(mode="json")), digest)
+def _open(output: Path, identity: Identity, resume: bool) -> None:
     if output.exists() and not output.is_dir():
         raise TrainError(f"{output}: is not a folder; give another one")
     used = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     if used and not resume:
         raise TrainError(f"{output}: is not empty; go on with --resume, or give another folder")
+    checkpoints = Checkpoints(output, identity, keep=1)
     before = checkpoints.identity() if used else None
     if used and before is None:
         raise TrainError(f"{output}: holds no training run to resume; give another folder")
     if before is not None:
-        if before.manifest_digest != digest:
+        if before.manifests != identity.manifests:
+            was, now = (", ".join(map(str, found.manifests)) for found in (before, identity))
             raise TrainError(
-                f"{output}: was trained on manifest {before.manifest_digest}, but this one is {digest}; "
-                "resume with the same manifest, or give another folder"
+                f"{output}: was trained on manifest {was}, but this one is {now}; "
+                "resume with the same manifests and weights, or give another folder"
             )
         changed = differences(before.settings, identity.settings, FREE_SETTINGS)
         if changed:
@@ -149,19 +164,19 @@ def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:
                 f"{output}: was started with other settings ({'; '.join(changed)}); "
                 "resume with the same ones, or give another folder"
             )
-    checkpoints.start(identity)
+    checkpoints.start()
 
 
 class _Run:
     """The state of one run and the loop that changes it."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, world: World, output: Path) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, world: World, checkpoints: Checkpoints) -> None:
         self.progress = Progress()
         self._config = config
         self._device = device
         self._world = world
-        self._checkpoints = Checkpoints(output, config.checkpoint.keep)
-        self._output = output
+        self._checkpoints = checkpoints
+        self._output = checkpoints.output
         self._saved: Path | None = None
         student, teacher = student_and_teacher(config)
         self._student, self._teacher = student.to(device), teacher.to(device)
@@ -213,8 +228,10 @@ class _Run:
                     on_step(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
-                if stopping or report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0:
-                    self._save()
+                is_best = self._is_best(report)
+                is_due = report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0
+                if stopping or is_best or is_due:
+                    self._save(is_best)
                     started = time.perf_counter()
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
@@ -226,7 +243,7 @@ class _Run:
             raise TrainError(f"{self._output}: no checkpoint was written")
         teacher = self._output / "teacher.safetensors"
         if self._any(self._world.rank == 0 and not teacher.exists()):  # deleted since: the checkpoint has all of it
-            self._write_teacher()
+            self._write_teacher(teacher.name)
         losses = {name: value for name, value in (self.progress.last or {}).items() if name.startswith("loss")}
         return TrainResult(
             steps=self.progress.step,
@@ -314,12 +331,13 @@ class _Run:
             skipped_in_a_row=before.skipped_in_a_row + 1 if skipped else 0,
             num_replaced=num_replaced,
             last=report.finite(),
+            best=before.best,
         )
         return report
 
     def _inputs(self, batch: Batch) -> Inputs:
         views = [
-            colour.augment(crops.to(self._device), plan.to(self._device), self._config.crops)
+            colour.augment(crops.to(self._device, non_blocking=True), plan, self._config.crops)
             for crops, plan in batch.crops
         ]
         return Inputs.of(views, batch.mask_NP.to(self._device))
@@ -335,24 +353,35 @@ class _Run:
                 "lower optim.base_lr, use precision float32, and resume from an earlier checkpoint"
             )
 
-    def _save(self) -> None:
+    def _is_best(self, report: StepReport) -> bool:
+        """Return whether the metric that checkpoints are compared by is there and better than ever; remember it."""
+        metric, best = self._config.checkpoint.best_metric or "", self.progress.best
+        value = report.figures.get(metric, math.nan)
+        beaten = best is None or best.metric != metric or value > best.value
+        if not self._any(beaten and math.isfinite(value)):
+            return False
+        self.progress = replace(self.progress, best=Best(report.step, metric, value))
+        return True
+
+    def _save(self, is_best: bool) -> None:
         networks = (("student", self._student), ("teacher", self._teacher))
         tensors = {
             f"{kind}/{name}": whole(value) for kind, network in networks for name, value in network.state_dict().items()
         }
         tensors |= {**self._optimizer.state(), **self._centrings.state()}
-        self._write_teacher()
+        self._write_teacher("teacher.safetensors")
+        if is_best:
+            self._write_teacher("teacher_best.safetensors")
         self._saved = self._checkpoints.path(self.progress)
         if self._world.rank == 0:
             self._checkpoints.save(self.progress, tensors)
         self._world.wait()
 
-    def _write_teacher(self) -> None:
+    def _write_teacher(self, name: str) -> None:
         backbone = self._teacher.backbone
         state = export.timm_state(backbone)  # of all processes
         if self._world.rank == 0:
-            path = self._output / "teacher.safetensors"
-            write_tensors(path, state, export.metadata(backbone, self.progress.step))
+            write_tensors(self._output / name, state, export.metadata(backbone, self.progress.step))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

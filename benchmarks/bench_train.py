@@ -157,19 +157,19 @@ class Theirs:
         weight = (1 / per_crop).unsqueeze(1).expand_as(self.mask).flatten()[masked]
         with torch.no_grad():
             features = self.teacher.backbone([whole])[0]
-            class_targets = sinkhorn(self.teacher.dino_head(features.cls_ND))
+            class_targets = sinkhorn(self.teacher.dino_head(features.cls_ND).scores())
             patches = features.patches_NPD.flatten(0, 1)[masked]
-            patch_targets = sinkhorn(self.teacher.ibot_head(patches))
+            patch_targets = sinkhorn(self.teacher.ibot_head(patches).scores())
         seen = self.student.backbone([whole], [self.mask])[0]
         near = self.student.backbone([local])[0]
-        scores, local_scores = self.student.dino_head(seen.cls_ND), self.student.dino_head(near.cls_ND)
+        scores, local_scores = (self.student.dino_head(part.cls_ND).scores() for part in (seen, near))
         loss = torch.zeros(())
         views = class_targets.chunk(2)
         for crop in local_scores.chunk(CONFIG.crops.num_local):
             for target in views:
                 loss = loss + cross_entropy(target, crop).mean() / 18
         loss = loss + 2 * cross_entropy(torch.cat(views[::-1]), scores).mean() / 18
-        patch_scores = self.student.ibot_head(seen.patches_NPD.flatten(0, 1)[masked])
+        patch_scores = self.student.ibot_head(seen.patches_NPD.flatten(0, 1)[masked]).scores()
         loss = loss + (cross_entropy(patch_targets, patch_scores) * weight).sum() / (2 * size)
         for crop in seen.cls_ND.chunk(2):
             unit = functional.normalize(crop, dim=-1)

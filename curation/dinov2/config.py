@@ -144,6 +144,12 @@ class LossesConfig(Settings):
         ),
     )
 
+    chunk_rows: int = Field(
+        1024,
+        ge=1,
+        description="Rows of prototype scores in memory at a time; no effect on results but rounding.",
+    )
+
     @model_validator(mode="after")
     def _masks_for_ibot(self) -> Self:
         if self.ibot_weight and not self.masked_share:

@@ -8,23 +8,28 @@ while ``rank`` and ``prototypes_used`` fall to the least possible.
 import torch
 from torch import Tensor
 
+from curation.dinov2.scores import Assignment, Scores
+
 
 @torch.no_grad()
-def entropy(p_NK: Tensor) -> Tensor:
-    """Return the mean Shannon entropy of the rows, in nats.
+def entropy(assignment: Assignment) -> Tensor:
+    """Return the mean Shannon entropy of the rows, in nats; 0 where there are none.
 
-    For the teacher these are its targets after temperature and Sinkhorn-Knopp: 0 when each row is sure of one
-    prototype, log K when it says nothing.
+    For the teacher these are its targets after temperature and centring: 0 when each row is sure of one prototype,
+    log K when it says nothing.
     """
-    mean: Tensor = torch.special.entr(p_NK.float()).sum(dim=1).mean()
-    return mean
+    scores = assignment.scores
+    total = torch.zeros((), device=scores.device)
+    for _, part_NK in scores.chunks():
+        total = total + torch.special.entr(assignment.softmax(part_NK)).sum()
+    return total / max(1, len(scores))
 
 
 @torch.no_grad()
-def prototypes_used(scores_NK: Tensor) -> Tensor:
+def prototypes_used(scores: Scores) -> Tensor:
     """Return the number of different best prototypes / the most that is possible, in (0, 1]."""
-    rows, prototypes = scores_NK.shape
-    return torch.tensor(len(torch.unique(scores_NK.argmax(dim=1))) / min(rows, prototypes))
+    best = torch.cat([part_NK.argmax(dim=1) for _, part_NK in scores.chunks()])
+    return torch.tensor(len(torch.unique(best)) / min(len(scores), scores.num_prototypes))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from curation.dinov2.config import LossesConfig
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers
+from curation.dinov2.scores import Assignment, Projected, Scores
 from curation.dinov2.world import ALONE, World
 
 
@@ -54,12 +55,12 @@ class Targets:
     """What the teacher says of a part.
 
     Attributes:
-        dino_VBK: Assignments of the class tokens of each global crop.
-        ibot_MK: Assignments of the masked patches; None where the objective has no iBOT.
+        dino: Of the class tokens of each of the two global crops, B rows each.
+        ibot: Of the masked patches; None where the objective has no iBOT.
     """
 
-    dino_VBK: Tensor
-    ibot_MK: Tensor | None
+    dino: list[Assignment]
+    ibot: Assignment | None
 
 
 @dataclass(frozen=True)
@@ -90,26 +91,28 @@ def teacher_targets(
     answers: list[Answers] = [
         teacher(inputs.views[:1], None, inputs.masked_M if config.ibot_weight else None) for inputs in parts
     ]
-    class_scores = [answer.scores_NK for answer in answers]
-    all_scores = torch.cat(class_scores)
-    dino = centrings.dino.assign(all_scores, temperature)
+    class_tokens = _together([answer.class_tokens for answer in answers])
+    scores = Scores(class_tokens, config.chunk_rows)
+    dino = centrings.dino.assign(scores, temperature)
     figures = {
         "teacher_entropy": monitors.entropy(dino),
-        "prototypes_used": monitors.prototypes_used(all_scores),
+        "prototypes_used": monitors.prototypes_used(scores),
         "rank": monitors.effective_rank(torch.cat([answer.cls_ND for answer in answers])),
     }
-    ibot: list[Tensor | None] = [None] * len(parts)
-    patch_scores = [answer.patch_scores_MK for answer in answers if answer.patch_scores_MK is not None]
-    if patch_scores:
-        assigned = centrings.ibot.assign(torch.cat(patch_scores), temperature)
+    ibot: Sequence[Assignment | None] = [None] * len(parts)
+    patches = [answer.patches for answer in answers if answer.patches is not None]
+    if patches:
+        assigned = centrings.ibot.assign(Scores(_together(patches), config.chunk_rows), temperature)
         figures["teacher_entropy_patches"] = monitors.entropy(assigned)
-        ibot = list(torch.split(assigned, [len(scores) for scores in patch_scores]))
-    assigned_parts = torch.split(dino, [len(scores) for scores in class_scores])
-    targets = [
-        Targets(part.view(NUM_GLOBAL, -1, part.shape[1]), patches)
-        for part, patches in zip(assigned_parts, ibot, strict=True)
-    ]
-    return targets, figures
+        ibot = assigned.split([len(part.unit_ND) for part in patches])
+    views = dino.split([len(answer.class_tokens.unit_ND) // NUM_GLOBAL for answer in answers for _ in range(NUM_GLOBAL)])
+    by_part = [views[first : first + NUM_GLOBAL] for first in range(0, len(views), NUM_GLOBAL)]
+    return [Targets(*pair) for pair in zip(by_part, ibot, strict=True)], figures
+
+
+def _together(parts: Sequence[Projected]) -> Projected:
+    """Return the rows of all parts; the prototypes of each are the same."""
+    return Projected(torch.cat([part.unit_ND for part in parts]), parts[0].prototypes_KD)
 
 
 def koleo_pulls(cls_parts: Sequence[Tensor], world: World = ALONE) -> list[Pull]:
@@ -151,28 +154,25 @@ def objective(
         config: Weights and the student's temperature.
         pull: KoLeo of the whole batch; None: among the images of this part.
     """
-    views, images, _ = targets.dino_VBK.shape
-    temperature = config.student_temp
-    whole_NK, local_NK = answers.scores_NK[: views * images], answers.scores_NK[views * images :]
-    num_local = len(local_NK) // images
-    pairs = views + views * num_local
-
-    swapped = targets.dino_VBK.flip(0).flatten(0, 1)
-    global_loss = losses.dino_global_loss(swapped, whole_NK, temperature)
-    parts = {"loss_dino_global": config.dino_weight * views / pairs * global_loss}
-    if targets.ibot_MK is not None and answers.patch_scores_MK is not None:
+    temperature, chunk_rows = config.student_temp, config.chunk_rows
+    dino, dino_global, dino_local = losses.dino_loss(answers.class_tokens, targets.dino, temperature, chunk_rows)
+    terms = [config.dino_weight * dino]
+    parts = {"loss_dino_global": config.dino_weight * dino_global}
+    if targets.ibot is not None and answers.patches is not None:
         ibot = losses.ibot_loss(
-            targets.ibot_MK, answers.patch_scores_MK, inputs.weight_M, len(answers.cls_ND), temperature
+            answers.patches, targets.ibot, inputs.weight_M, len(answers.cls_ND), temperature, chunk_rows
         )
-        parts["loss_ibot"] = config.ibot_weight * ibot
-    if num_local:
-        local = losses.dino_local_loss(targets.dino_VBK, local_NK, temperature)
-        parts["loss_dino_local"] = config.dino_weight / pairs * local
+        terms.append(config.ibot_weight * ibot)
+        parts["loss_ibot"] = terms[-1]
+    if len(inputs.views) > 1:
+        parts["loss_dino_local"] = config.dino_weight * dino_local
     if pull is None:
-        koleo = torch.stack([losses.koleo_loss(cls_BD) for cls_BD in answers.cls_ND.chunk(views)]).sum()
+        koleo = torch.stack([losses.koleo_loss(cls_BD) for cls_BD in answers.cls_ND.chunk(NUM_GLOBAL)]).sum()
     else:
         inner = (answers.cls_ND.float() * pull.gradient_ND).sum()
         koleo = pull.value + inner - inner.detach()  # the value of the whole with its gradient
-    parts["loss_koleo"] = config.koleo_weight * koleo
-    total = torch.stack(list(parts.values())).sum()
-    return Outcome(total, {name: part.detach() for name, part in parts.items()}, {"koleo": koleo.detach() / views})
+    terms.append(config.koleo_weight * koleo)
+    parts["loss_koleo"] = terms[-1]
+    total = torch.stack(terms).sum()
+    figures = {name: part.detach() for name, part in parts.items()}
+    return Outcome(total, figures, {"koleo": koleo.detach() / NUM_GLOBAL})

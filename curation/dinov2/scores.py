@@ -171,7 +171,8 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         unit_gradient, prototypes_gradient = ctx.gradients
-        return unit_gradient * gradient, prototypes_gradient * gradient, None, None, None, None
+        del ctx.gradients  # as large as the prototypes, and not needed until the graph goes
+        return unit_gradient.mul_(gradient), prototypes_gradient.mul_(gradient), None, None, None, None
 
 
 def cross_entropy(

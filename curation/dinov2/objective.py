@@ -105,7 +105,9 @@ def teacher_targets(
         assigned = centrings.ibot.assign(Scores(_together(patches), config.chunk_rows), temperature)
         figures["teacher_entropy_patches"] = monitors.entropy(assigned)
         ibot = assigned.split([len(part.unit_ND) for part in patches])
-    views = dino.split([len(answer.class_tokens.unit_ND) // NUM_GLOBAL for answer in answers for _ in range(NUM_GLOBAL)])
+    views = dino.split(
+        [len(answer.class_tokens.unit_ND) // NUM_GLOBAL for answer in answers for _ in range(NUM_GLOBAL)]
+    )
     by_part = [views[first : first + NUM_GLOBAL] for first in range(0, len(views), NUM_GLOBAL)]
     return [Targets(*pair) for pair in zip(by_part, ibot, strict=True)], figures
 

@@ -10,7 +10,7 @@ import torch
 from curation.dinov2 import colour
 from curation.dinov2.config import CropsConfig
 from curation.dinov2.crops import crop_boxes, draw, multi_crop, reduced_side
-from curation.dinov2.data import Batches
+from curation.dinov2.data import Batches, open_manifests, shares
 from curation.dinov2.manifests import ManifestImages
 from curation.dinov2.randomness import Purpose, permuted, sample_index, scores
 from curation.errors import ImageError, TrainError
@@ -112,6 +112,63 @@ def test_a_batch_is_a_function_of_its_step(manifest, settings):
         assert a.equal(b)
     assert from_start.mask_NP.equal(alone.mask_NP)
     assert [tuple(views.shape) for views, _ in alone.crops] == [(8, 3, 32, 32), (8, 3, 16, 16)]
+
+
+def streaming(settings, **changes):
+    return settings(data={"batch_size": 4, "reading": "streaming", "chunk_images": 3, "window_chunks": 2, **changes})
+
+
+def test_streamed_images_are_the_same_from_any_step_with_any_threads(manifest, settings):
+    dataset = ManifestImages(manifest, LIMIT)
+    whole = [batch for (batch,) in Batches([dataset], streaming(settings, lanes=2)).between(0, 9)]
+    for first, workers in ((0, 3), (5, 0), (5, 2)):
+        config = streaming(settings, lanes=2, workers=workers)
+        for (batch,), before in zip(Batches([dataset], config).between(first, 9), whole[first:], strict=True):
+            assert all(a.equal(b) for (a, _), (b, _) in zip(batch.crops, before.crops, strict=True))
+
+
+def test_streaming_reads_runs_of_images_once(manifest, settings, monkeypatch):
+    dataset = ManifestImages(manifest, LIMIT)
+    reads = []
+    read = type(dataset._fs).cat_file
+    monkeypatch.setattr(type(dataset._fs), "cat_file", lambda fs, *args, **kw: reads.append(args) or read(fs, *args, **kw))
+    assert len(list(Batches([dataset], streaming(settings)).between(0, 5))) == 5
+
+    # An epoch of 20 images is 6 chunks of 3 or 4 images, one of them in two tars.
+    assert 6 <= len(reads) <= 8
+
+
+def test_a_run_of_images_is_what_single_reads_give(manifest, make_manifest, jpegs, tmp_path):
+    table = pq.read_table(manifest)
+    shuffled = table.take(np.random.default_rng(0).permutation(20)).to_pydict()
+    shuffled["tar_offset"][7] = 10**12
+    shuffled["stored_bytes"][11] = -1
+    make_manifest(tmp_path / "data", jpegs)
+    path = tmp_path / "data/manifest/shuffled.parquet"
+    pq.write_table(pa.table(shuffled, schema=table.schema), path)
+    dataset = ManifestImages(str(path), LIMIT)
+
+    for place, found in zip(range(20), dataset.read_run(range(20)), strict=True):
+        row = dataset.row_at(place)
+        if isinstance(found, ImageError):
+            assert row in (7, 11)
+            with pytest.raises(ImageError):
+                dataset.read(row)
+        else:
+            assert found == dataset.read(row)
+
+
+def test_manifests_are_mixed_by_weight(make_manifest, jpegs, settings, tmp_path):
+    paths = [str(make_manifest(tmp_path / name, images)) for name, images in (("a", jpegs[:5]), ("b", jpegs[5:]))]
+    entries = [{"path": path, "weight": weight} for path, weight in zip(paths, (3, 1), strict=True)]
+    config = settings(data={"batch_size": 4, "manifests": entries})
+    manifests = open_manifests(None, config)
+
+    assert [len(manifest) for manifest in manifests] == [5, 15]
+    assert shares(manifests, config) == [3, 1]
+    assert len(list(Batches(manifests, config).between(0, 3))) == 3
+    with pytest.raises(TrainError, match="and not both"):
+        open_manifests(paths[0], config)
 
 
 def test_without_local_crops_there_is_one_stack(manifest, settings):

@@ -1,7 +1,7 @@
 """The trainer against a straightforward implementation of the published algorithm (``plain_dinov2.py``), on one core.
 
-Both sides start from the same weights, see the same crops and masks, and must agree on the first loss. They alternate; a
-ratio is that of medians of the processor's seconds, which what else the machine does disturbs less than the clock.
+Both sides start from the same weights, see the same crops and masks, and must agree on the first loss. They alternate;
+a ratio is that of medians of the processor's seconds, which what else the machine does disturbs less than the clock.
 Peak memory is that of a process of its own for each side.
 
     step        one step of ViT-S/16, 2 x 224 + 8 x 96, batch 4, without reading data

@@ -1,7 +1,7 @@
 """DINOv2's training step and augmentation as the papers have them, and no more: the other side of ``bench_train.py``.
 
 The student's global and local crops go through the backbone in two forwards, cross-entropies are log-softmax and a
-product for each pair of crops, Sinkhorn-Knopp exponentiates scores, and each sample is augmented on its own with Pillow.
+product for each pair of crops, Sinkhorn-Knopp exponentiates scores, and each sample is augmented by itself with Pillow.
 Parameters have the published names, so that both sides can start from the same weights and must give the same loss.
 
 Source:
@@ -25,6 +25,8 @@ from curation.dinov2.schedules import StepSettings
 
 
 class PlainBlock(nn.Module):
+    """Attention and feed-forward, each after a norm, scaled and added."""
+
     def __init__(self, dim: int, heads: int, init: float) -> None:
         super().__init__()
         self.heads = heads
@@ -34,6 +36,7 @@ class PlainBlock(nn.Module):
         self.ls1, self.ls2 = (nn.ParameterDict({"gamma": nn.Parameter(torch.full((dim,), init))}) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the same shape."""
         batch, tokens, dim = x.shape
         qkv = self.attn["qkv"](self.norm1(x)).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         attended = functional.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
@@ -42,6 +45,8 @@ class PlainBlock(nn.Module):
 
 
 class PlainBackbone(nn.Module):
+    """A vision transformer for views of one size at a time."""
+
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         dim, depth, heads = config.model.shape
@@ -53,6 +58,7 @@ class PlainBackbone(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, views: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return normalised tokens, the class token first."""
         x = self.patch_embed["proj"](views)
         rows = x.shape[-1]
         x = x.flatten(2).transpose(1, 2)
@@ -70,6 +76,8 @@ class PlainBackbone(nn.Module):
 
 
 class PlainHead(nn.Module):
+    """Three linear layers, unit length, weight-normed prototypes."""
+
     def __init__(self, dim: int, config: HeadConfig) -> None:
         super().__init__()
         hidden = config.hidden_dim
@@ -79,6 +87,7 @@ class PlainHead(nn.Module):
         self.last_layer = nn.ParameterDict({name: nn.Parameter(value) for name, value in last.items()})
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return prototype scores."""
         weight = torch._weight_norm(self.last_layer["weight_v"], self.last_layer["weight_g"], 0)
         return functional.linear(functional.normalize(self.mlp(x), dim=-1, eps=1e-12), weight)
 

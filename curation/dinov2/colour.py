@@ -1,11 +1,11 @@
 """Colour jitter, grey, blur, solarise and normalisation of a batch of views, on the device.
 
 What happens to a view is drawn on the CPU from its own numbers; the arithmetic runs in float32 on values in [0, 1], on
-all views at once or, on a CPU, on as many as fit into its cache. It differs by one or two grey levels from the published
-8-bit operations, which round after each step.
+all views at once or, on a CPU, on as many as fit into its cache. It differs by one or two grey levels from the
+published 8-bit operations, which round after each step.
 
-On one core (AVX-512) a pass over values in the cache costs a quarter of one over values in memory, and `torch.where` and
-comparisons ten times as much as `maximum`, so there are none of them here.
+On one core (AVX-512) a pass over values in the cache costs a quarter of one over values in memory, and ``torch.where``
+and comparisons five to ten times as much as ``maximum``, so there are none of them here.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def hue(x_N3HW: Tensor, turn: Tensor) -> Tensor:
     base = red_trails.mul_(blue_leads.mul(12).sub_(2)).sub_(blue_leads, alpha=6)
     sixth = middle.sub_(lower).div_(chroma.clamp(min=1e-12)).add_(base).abs_().add_(6 * turn.view(-1, 1, 1, 1))
     sixth.sub_(sixth.mul(1 / 6).floor_(), alpha=6)
-    # Each channel falls or rises with the distance to a place on the circle: red from cyan, green and blue from themselves.
+    # A channel moves with the distance to a place on the circle: red from cyan, green and blue from themselves.
     turned = torch.empty_like(x_N3HW)
     torch.addcmul(low, chroma, _ramp(sixth, 3), out=turned[:, :1])
     torch.addcmul(value, chroma, _ramp(sixth, 2), value=-1, out=turned[:, 1:2])

@@ -243,7 +243,7 @@ class DataConfig(Settings):
         1,
         ge=1,
         le=4096,
-        description="Sequences that are streamed side by side. Processes share no reads where it is a multiple of them.",
+        description="Sequences streamed side by side; with a multiple of the processes none reads for another.",
     )
     workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
     prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")

@@ -25,8 +25,8 @@ _MAX_READ_BYTES = 1 << 26
 class ManifestImages:
     """The images of a manifest.
 
-    Twenty bytes a row stay in memory (offset, length, number of the tar), and eight more where rows are not in the order
-    of their tars, so a hundred million rows take 2 GB; image ids are read again when a message needs one.
+    Twenty bytes a row stay in memory (offset, length, number of the tar), and eight more where rows are not in the
+    order of their tars, so a hundred million rows take 2 GB; image ids are read again when a message needs one.
 
     Args:
         manifest: Path or fsspec URL of the Parquet file; tars are found relative to its folder.

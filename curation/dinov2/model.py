@@ -141,7 +141,7 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, config.layer_scale)
 
     def forward(self, x_TD: Tensor, sizes: Sequence[Size], kept: Sequence[tuple[Kept, Kept]] | None) -> Tensor:
-        """Return the tokens of all stacks after the block; ``kept`` holds what runs (attention, feed-forward) of each."""
+        """Return the tokens of all stacks after the block; ``kept`` has what runs (attention, feed-forward) of each."""
         if kept is None:
             x_TD = x_TD + self._attended(x_TD, sizes)
             return x_TD + self._fed_forward(x_TD, sizes)

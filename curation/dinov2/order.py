@@ -1,7 +1,7 @@
 """Which image stands at which place of a run: pure functions of seed and position, so a run goes on from any step.
 
-Nothing is shuffled in memory and nothing is counted, whatever the number of images. Manifests are mixed by exact quotas.
-Two orders exist within a manifest: a permutation of all images for reading them one by one, and one that a
+Nothing is shuffled in memory and nothing is counted, whatever the number of images. Manifests are mixed by exact
+quotas. Two orders exist within a manifest: a permutation of all images for reading them one by one, and one that a
 reader of whole tars can follow, with chunks of neighbours in random order and a window of chunks mixed.
 """
 

@@ -5,6 +5,7 @@ float32. What makes scores, a unit vector for each row and one matrix, is four h
 one chunk are made once and kept.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ class Assignment:
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        parts = (self.within[first:end] for first, end in zip(ends, ends[1:], strict=False))
+        parts = (self.within[first:end] for first, end in itertools.pairwise(ends))
         return [Assignment(self.scores, self.offset_K, self.temperature, part) for part in parts]
 
 

@@ -217,7 +217,7 @@ class _Run:
         started = time.perf_counter()
         is_first = self._world.rank == 0
         with StepLog(self._output / "log.jsonl", self.progress.step) if is_first else nullcontext() as log:
-            for parts in batches.between(self.progress.step, num_steps):
+            for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
                 report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
@@ -236,6 +236,16 @@ class _Run:
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
                     return
+
+    def _read(self, batches: Batches) -> Iterator[list[Batch]]:
+        """Yield the batches that are left; where one cannot be read, what was learned so far is saved first."""
+        try:
+            yield from batches.between(self.progress.step, self._config.schedule.steps)
+        except TrainError:
+            # Several processes save together or not at all, and the others may have read theirs.
+            if self._world.size == 1 and self.progress.step:
+                self._save(is_best=False)
+            raise
 
     def result(self) -> TrainResult:
         """Say where the run stands."""

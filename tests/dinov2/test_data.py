@@ -131,7 +131,9 @@ def test_streaming_reads_runs_of_images_once(manifest, settings, monkeypatch):
     dataset = ManifestImages(manifest, LIMIT)
     reads = []
     read = type(dataset._fs).cat_file
-    monkeypatch.setattr(type(dataset._fs), "cat_file", lambda fs, *args, **kw: reads.append(args) or read(fs, *args, **kw))
+    monkeypatch.setattr(
+        type(dataset._fs), "cat_file", lambda fs, *args, **kw: reads.append(args) or read(fs, *args, **kw)
+    )
     assert len(list(Batches([dataset], streaming(settings)).between(0, 5))) == 5
 
     # An epoch of 20 images is 6 chunks of 3 or 4 images, one of them in two tars.

@@ -303,6 +303,28 @@ def test_a_missing_tar_is_named(make_manifest, settings, jpegs, tmp_path):
         train(str(manifest), settings(), tmp_path / "run", resume=False, device="cpu")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_that_goes_missing_stops_the_run_and_loses_no_step(
+    make_manifest, settings, uninterrupted, jpegs, tmp_path, workers
+):
+    manifest = str(make_manifest(tmp_path / "data", jpegs))
+    tar, away = tmp_path / "data/images/00000001.tar", tmp_path / "away.tar"
+    config = settings(data__workers=workers, data__prefetch_batches=1)
+    done = []
+
+    def lose_the_tar(report):
+        done.append(report.step)
+        if report.step == 4:
+            tar.rename(away)
+
+    with pytest.raises(TrainError, match=r"00000001\.tar is not there; put it back beside the manifest"):
+        train(manifest, config, tmp_path / "run", resume=False, device="cpu", on_step=lose_the_tar)
+    assert (tmp_path / f"run/checkpoints/step_{done[-1]:08d}.json").exists()
+    away.rename(tar)
+
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path / "run", resume=True, device="cpu"))
+
+
 def test_another_manifest_is_not_resumed(make_manifest, manifest, settings, jpegs, tmp_path):
     train(manifest, settings(schedule__steps=2), tmp_path / "run", resume=False, device="cpu")
     other = str(make_manifest(tmp_path / "data", jpegs, digest=b"cd" * 32))

@@ -20,7 +20,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be equal for a run to go on: its settings, flattened to dotted keys, and its manifest."""
+    """What must be equal for a run to go on.
+
+    Attributes:
+        settings: Flattened to dotted keys.
+        manifest_digest: Of its images.
+        sources: Digests of what weights come from, by the setting that names it.
+    """
 
     settings: dict[str, Any]
     manifest_digest: str
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -92,7 +99,7 @@ class Checkpoints:
         if not path.exists():
             return None
         content = read_json(path)
-        return Identity(content["settings"], content["manifest_digest"])
+        return Identity(content["settings"], content["manifest_digest"], content.get("sources", {}))
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:
         """Write a checkpoint, then forget the oldest ones; return the file of its tensors.
@@ -124,6 +131,12 @@ class Checkpoints:
                 return Progress(**content["progress"]), load_file(path), path
             except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
+        return None
+
+    def newest_digest(self) -> str | None:
+        """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
+        for step in self._steps():
+            return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
         return None
 
     def _steps(self) -> Iterator[int]:

@@ -90,7 +90,9 @@ def augment(views_N3HW: Tensor, steps: ColourPlan, config: CropsConfig) -> Tenso
     x[rows] = blur(x[rows], steps.sigma_N[rows])
     rows = torch.nonzero(steps.solarise_N).flatten()
     x[rows] = solarise(x[rows])
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (config.mean, config.std))
+    if len(config.mean) == 1:
+        x = grey(x)
+    mean, std = (torch.tensor(v, device=x.device).view(1, -1, 1, 1) for v in (config.mean, config.std))
     return (x - mean) / std
 
 

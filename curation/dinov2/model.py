@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from curation.dinov2.config import ModelConfig
+from curation.errors import DimensionError
 
 NORM_EPS = 1e-6
 
@@ -139,6 +141,10 @@ class Block(nn.Module):
         self.mlp = (SwiGlu if config.ffn == "swiglu" else Mlp)(dim, config.mlp_ratio)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
+    def compile_forward(self) -> None:
+        """Compile what the block does, and not what is hooked to it: FSDP puts its weights together around that."""
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
+
     def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Kept, Kept]] | None) -> list[Tensor]:
         """Return each (N, T, D) stack after the block; ``kept`` holds what runs (attention, feed-forward) of each."""
         for branch in (0, 1):
@@ -168,15 +174,18 @@ class VisionTransformer(nn.Module):
     Args:
         config: Its shape.
         image_px: Side of the images whose grid the position embeddings are stored for.
-        channels: Input channels.
+
+    Attributes:
+        recomputes: Whether blocks run again for their gradient instead of keeping what they made.
     """
 
-    def __init__(self, config: ModelConfig, image_px: int, channels: int = 3) -> None:
+    def __init__(self, config: ModelConfig, image_px: int) -> None:
         super().__init__()
         self.config = config
+        self.recomputes = False
         dim = config.shape.dim
         self.grid = image_px // config.patch_px
-        self.patch_embed = PatchEmbed(config.patch_px, channels, dim)
+        self.patch_embed = PatchEmbed(config.patch_px, config.channels, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
         if config.registers:
@@ -202,12 +211,16 @@ class VisionTransformer(nn.Module):
         """Encode stacks of views.
 
         Args:
-            views: Each (N, C, H, W) with H and W multiples of the patch; sizes may differ between stacks.
+            views: Each (N, C, H, W) with H and W multiples of the patch, not necessarily equal; sizes may differ
+                between stacks.
             masks: For each stack (N, P) bool, true where the mask token replaces a patch, or None.
             kept: Rows that run each residual branch (stochastic depth), as ``kept[block][stack]``; None: all.
 
         Returns:
             The normalised tokens of each stack.
+
+        Raises:
+            DimensionError: A view has other channels, or a side that is no multiple of the patch.
         """
         stacks = self._blocks(self._tokens(views, masks), kept)[-1]
         return [self._features(x) for x in stacks]
@@ -219,7 +232,12 @@ class VisionTransformer(nn.Module):
     def _blocks(self, stacks: list[Tensor], kept: KeptRows | None) -> list[list[Tensor]]:
         outputs = []
         for index, block in enumerate(self.blocks):
-            stacks = block(stacks, None if kept is None else kept[index])
+            rows = None if kept is None else kept[index]
+            if self.recomputes and torch.is_grad_enabled():
+                # A block draws no random numbers: the rows that it runs on are given.
+                stacks = checkpoint(block, stacks, rows, use_reentrant=False, preserve_rng_state=False)
+            else:
+                stacks = block(stacks, rows)
             outputs.append(stacks)
         return outputs
 
@@ -227,7 +245,13 @@ class VisionTransformer(nn.Module):
         return [self._embed(view, mask) for view, mask in zip(views, masks or [None] * len(views), strict=True)]
 
     def _embed(self, x_NCHW: Tensor, mask_NP: Tensor | None) -> Tensor:
-        rows, columns = (side // self.config.patch_px for side in x_NCHW.shape[2:])
+        channels, *sides = x_NCHW.shape[1:]
+        if channels != self.config.channels or any(side % self.config.patch_px for side in sides):
+            raise DimensionError(
+                f"images must have {self.config.channels} channels and sides that are multiples of "
+                f"{self.config.patch_px} pixels, got {tuple(x_NCHW.shape)}"
+            )
+        rows, columns = (side // self.config.patch_px for side in sides)
         x = self.patch_embed(x_NCHW)
         if mask_NP is not None:
             x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)

@@ -162,7 +162,10 @@ class _CrossEntropy(torch.autograd.Function):
             gradient = logits.sub_(normaliser.unsqueeze(1)).exp_().mul_(mass.unsqueeze(1)).sub_(p_NK)
             gradient = gradient.mul_((weight_N[rows] / temperature).unsqueeze(1)).to(compute)
             unit_gradient[rows] = (gradient @ prototypes).to(unit_gradient.dtype)
-            prototypes_gradient += gradient.T @ part
+            if compute == prototypes_gradient.dtype:
+                prototypes_gradient.addmm_(gradient.T, part)
+            else:
+                prototypes_gradient += gradient.T @ part
         ctx.gradients = unit_gradient, prototypes_gradient
         ctx.mark_non_differentiable(loss_N)
         return (weight_N * loss_N).sum(), loss_N

@@ -21,7 +21,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Source:
+class ManifestShare:
     """A manifest that a run is trained on."""
 
     digest: str
@@ -89,10 +89,17 @@ class Source:
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be equal for a run to go on: its settings, flattened to dotted keys, and its manifests."""
+    """What must be equal for a run to go on.
+
+    Attributes:
+        settings: Flattened to dotted keys.
+        manifests: Its images.
+        sources: Digests of what weights come from, by the setting that names it.
+    """
 
     settings: dict[str, Any]
-    manifests: list[Source]
+    manifests: list[ManifestShare]
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -100,23 +107,21 @@ class Checkpoints:
 
     Args:
         output: The run's folder.
-        identity: What the run is.
         keep: Newest checkpoints that are kept, besides the best one.
     """
 
-    def __init__(self, output: Path, identity: Identity, keep: int) -> None:
-        self.output = output
-        self._identity = identity
+    def __init__(self, output: Path, keep: int) -> None:
+        self._output = output
         self._folder = output / "checkpoints"
         self._keep = keep
 
-    def start(self) -> None:
+    def start(self, identity: Identity) -> None:
         """Make the folders and write down what the run is."""
-        with clear_errors(self.output, "the run's folder"):
+        with clear_errors(self._output, "the run's folder"):
             self._folder.mkdir(parents=True, exist_ok=True)
-            for left in [*self._folder.glob(".*"), *self.output.glob(".*.writing")]:
+            for left in [*self._folder.glob(".*"), *self._output.glob(".*.writing")]:
                 left.unlink()
-        write_json(self.output / "train.json", asdict(self._identity))
+        write_json(self._output / "train.json", asdict(identity))
 
     def identity(self) -> Identity | None:
         """Return what the run in the folder is; None where there is none.
@@ -124,12 +129,13 @@ class Checkpoints:
         Raises:
             TrainError: If it was written by something else.
         """
-        path = self.output / "train.json"
+        path = self._output / "train.json"
         if not path.exists():
             return None
         content = read_json(path)
         try:
-            return Identity(content["settings"], [Source(**source) for source in content["manifests"]])
+            manifests = [ManifestShare(**manifest) for manifest in content["manifests"]]
+            return Identity(content["settings"], manifests, content["sources"])
         except (KeyError, TypeError) as error:
             raise TrainError(f"{path}: is not what this version writes; give another folder") from error
 
@@ -141,12 +147,11 @@ class Checkpoints:
         """
         path = self.path(progress)
         write_tensors(path, tensors, {"format": "pt"})
-        content = {
-            "progress": asdict(progress),
-            "sample_cursor": progress.step * self._identity.settings["data.batch_size"],
-            "manifests": [asdict(source) for source in self._identity.manifests],
-            "sha256": _sha256(path),
-        }
+        content: dict[str, Any] = {"progress": asdict(progress), "sha256": _sha256(path)}
+        identity = self.identity()
+        if identity is not None:
+            content["sample_cursor"] = progress.step * int(identity.settings["data.batch_size"])
+            content["manifests"] = [asdict(manifest) for manifest in identity.manifests]
         write_json(path.with_suffix(".json"), content)
         for step in list(self._steps())[self._keep :]:
             if progress.best is not None and step == progress.best.step:
@@ -171,6 +176,12 @@ class Checkpoints:
                 return Progress.of(content["progress"]), load_file(path), path
             except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
+        return None
+
+    def newest_digest(self) -> str | None:
+        """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
+        for step in self._steps():
+            return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
         return None
 
     def _steps(self) -> Iterator[int]:

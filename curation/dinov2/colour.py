@@ -83,20 +83,21 @@ def plan(draws_N: Draws, config: CropsConfig, blur_p: float, solarise_p: float) 
 
 
 def augment(views_N3HW: Tensor, steps: ColourPlan, config: CropsConfig) -> Tensor:
-    """Return normalised float32 views.
+    """Return normalised float32 views: three channels, or luma where there is one mean.
 
     Args:
         views_N3HW: uint8 crops, on the device.
         steps: What happens to each.
         config: Mean and standard deviation.
     """
-    out = torch.empty(views_N3HW.shape, device=views_N3HW.device)
-    mean, std = (torch.tensor(v, device=out.device).view(1, 3, 1, 1) for v in (config.mean, config.std))
-    at_once = max(1, len(out) if out.is_cuda else _CACHED_VALUES // out.shape[1:].numel())
-    for first in range(0, len(out), at_once):
+    num, _, height, width = views_N3HW.shape
+    mean, std = (torch.tensor(v, device=views_N3HW.device).view(1, -1, 1, 1) for v in (config.mean, config.std))
+    out = torch.empty(num, mean.numel(), height, width, device=mean.device)
+    at_once = max(1, num if out.is_cuda else _CACHED_VALUES // (3 * height * width))
+    for first in range(0, num, at_once):
         views = slice(first, first + at_once)
         x = _coloured(views_N3HW[views].float().mul_(1 / 255), steps.part(views))
-        torch.sub(x, mean, out=out[views]).div_(std)
+        torch.sub(x if mean.numel() > 1 else grey(x), mean, out=out[views]).div_(std)
     return out
 
 

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from curation.dinov2.config import ModelConfig
+from curation.errors import DimensionError
 
 NORM_EPS = 1e-6
 
@@ -140,6 +142,10 @@ class Block(nn.Module):
         self.mlp = (SwiGlu if config.ffn == "swiglu" else Mlp)(dim, config.mlp_ratio)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
+    def compile_forward(self) -> None:
+        """Compile what the block does, and not what is hooked to it: FSDP puts its weights together around that."""
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
+
     def forward(self, x_TD: Tensor, sizes: Sequence[Size], kept: Sequence[tuple[Kept, Kept]] | None) -> Tensor:
         """Return the tokens of all stacks after the block; ``kept`` has what runs (attention, feed-forward) of each."""
         if kept is None:
@@ -183,15 +189,18 @@ class VisionTransformer(nn.Module):
     Args:
         config: Its shape.
         image_px: Side of the images whose grid the position embeddings are stored for.
-        channels: Input channels.
+
+    Attributes:
+        recomputes: Whether blocks run again for their gradient instead of keeping what they made.
     """
 
-    def __init__(self, config: ModelConfig, image_px: int, channels: int = 3) -> None:
+    def __init__(self, config: ModelConfig, image_px: int) -> None:
         super().__init__()
         self.config = config
+        self.recomputes = False
         dim = config.shape.dim
         self.grid = image_px // config.patch_px
-        self.patch_embed = PatchEmbed(config.patch_px, channels, dim)
+        self.patch_embed = PatchEmbed(config.patch_px, config.channels, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
         if config.registers:
@@ -217,12 +226,16 @@ class VisionTransformer(nn.Module):
         """Encode stacks of views.
 
         Args:
-            views: Each (N, C, H, W) with H and W multiples of the patch; sizes may differ between stacks.
+            views: Each (N, C, H, W) with H and W multiples of the patch, not necessarily equal; sizes may differ
+                between stacks.
             masks: For each stack (N, P) bool, true where the mask token replaces a patch, or None.
             kept: Rows that run each residual branch (stochastic depth), as ``kept[block][stack]``; None: all.
 
         Returns:
             The normalised tokens of each stack.
+
+        Raises:
+            DimensionError: A view has other channels, or a side that is no multiple of the patch.
         """
         x_TD, sizes = stacked(self._tokens(views, masks))
         return [self._features(x) for x in unstacked(self._blocks(x_TD, sizes, kept)[-1], sizes)]
@@ -235,7 +248,12 @@ class VisionTransformer(nn.Module):
     def _blocks(self, x_TD: Tensor, sizes: Sequence[Size], kept: KeptRows | None) -> list[Tensor]:
         outputs = []
         for index, block in enumerate(self.blocks):
-            x_TD = block(x_TD, sizes, None if kept is None else kept[index])
+            rows = None if kept is None else kept[index]
+            if self.recomputes and torch.is_grad_enabled():
+                # A block draws no random numbers: the rows that it runs on are given.
+                x_TD = checkpoint(block, x_TD, sizes, rows, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = block(x_TD, sizes, rows)
             outputs.append(x_TD)
         return outputs
 
@@ -243,7 +261,13 @@ class VisionTransformer(nn.Module):
         return [self._embed(view, mask) for view, mask in zip(views, masks or [None] * len(views), strict=True)]
 
     def _embed(self, x_NCHW: Tensor, mask_NP: Tensor | None) -> Tensor:
-        rows, columns = (side // self.config.patch_px for side in x_NCHW.shape[2:])
+        channels, *sides = x_NCHW.shape[1:]
+        if channels != self.config.channels or any(side % self.config.patch_px for side in sides):
+            raise DimensionError(
+                f"images must have {self.config.channels} channels and sides that are multiples of "
+                f"{self.config.patch_px} pixels, got {tuple(x_NCHW.shape)}"
+            )
+        rows, columns = (side // self.config.patch_px for side in sides)
         x = self.patch_embed(x_NCHW)
         if mask_NP is not None:
             x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)

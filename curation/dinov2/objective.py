@@ -27,8 +27,8 @@ class Inputs:
     Attributes:
         views: Normalised stacks, crop-major: the 2B global crops, then the local ones if there are any.
         mask_NP: Masked patches of the global crops, bool.
-        masked_M: Indices of the masked patches in the flattened (2B · P) grid.
-        weight_M: 1 / masked patches of the crop, for each masked patch.
+        masked_M: Indices of the patches to answer for in the flattened (2B · P) grid: the masked ones, or all.
+        weight_M: 1 / such patches of the crop, for each.
     """
 
     views: list[Tensor]
@@ -37,8 +37,11 @@ class Inputs:
     weight_M: Tensor
 
     @classmethod
-    def of(cls, views: list[Tensor], mask_NP: Tensor) -> "Inputs":
-        """Derive indices and weights from the mask."""
+    def of(cls, views: list[Tensor], mask_NP: Tensor, *, every_patch: bool = False) -> "Inputs":
+        """Derive indices and weights from the mask; ``every_patch``: of all patches, whether masked or not."""
+        if every_patch:
+            weight = torch.full((mask_NP.numel(),), 1 / mask_NP.shape[1], device=mask_NP.device)
+            return cls(views, mask_NP, torch.arange(mask_NP.numel(), device=mask_NP.device), weight)
         per_crop = mask_NP.sum(dim=1).clamp(min=1).unsqueeze(1).expand_as(mask_NP)
         masked = torch.nonzero(mask_NP.flatten()).flatten()
         return cls(views, mask_NP, masked, per_crop.flatten()[masked].float().reciprocal())

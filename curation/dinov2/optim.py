@@ -21,6 +21,7 @@ class Multipliers:
     lr: float
     weight_decay: float
     is_last_layer: bool
+    is_backbone: bool = False
 
 
 def multipliers(name: str, depth: int, layer_decay: float, patch_embed_lr_mult: float) -> Multipliers:
@@ -40,7 +41,7 @@ def multipliers(name: str, depth: int, layer_decay: float, patch_embed_lr_mult: 
         if inner.startswith("patch_embed."):
             lr *= patch_embed_lr_mult
     undecayed = name.endswith(".bias") or "norm" in name or "gamma" in name
-    return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in name)
+    return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in name, name.startswith("backbone."))
 
 
 class Optimizer:
@@ -84,7 +85,8 @@ class Optimizer:
         """Update the student with the gradients it has."""
         for group in self._adamw.param_groups:
             factors: Multipliers = group["multipliers"]
-            group["lr"] = (now.last_layer_lr if factors.is_last_layer else now.lr) * factors.lr
+            lr = now.last_layer_lr if factors.is_last_layer else now.lr
+            group["lr"] = lr * factors.lr * (now.backbone_lr_mult if factors.is_backbone else 1.0)
             group["weight_decay"] = now.weight_decay * factors.weight_decay
         self._adamw.step()
         self.num_updates += 1

@@ -10,6 +10,7 @@ Source:
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -19,14 +20,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from curation.dinov2 import colour, export, sharing
+from curation.dinov2 import colour, export, phases, sharing
 from curation.dinov2.centring import Centrings
 from curation.dinov2.checkpoint import (
     Best,
     Checkpoints,
     Identity,
+    ManifestShare,
     Progress,
-    Source,
     differences,
     flattened,
     write_tensors,
@@ -45,13 +46,20 @@ from curation.errors import TrainError
 
 # Settings that change no weight but by rounding: a run may go on with others.
 FREE_SETTINGS = (
+    "activation_checkpointing",
     "checkpoint.",
     "data.manifests",  # what they hold, and their weights, are compared instead of their paths
+    "compile",
     "data.micro_batches",
     "data.prefetch_batches",
     "data.workers",
+    "distillation.teacher",  # where it lies; its digest is compared
+    "losses.chunk_rows",
     "optim.max_nonfinite_steps",
     "parallel",
+    "ray.",
+    "start.backbone",
+    "start.run",
 )
 
 _log = logging.getLogger(__name__)
@@ -112,15 +120,14 @@ def train(
     try:
         manifests = open_manifests(manifest, config)
         batches = Batches(manifests, config, world)
-        sources = [
-            Source(images.digest, len(images), share)
+        trained_on = [
+            ManifestShare(images.digest, len(images), share)
             for images, share in zip(manifests, shares(manifests, config), strict=True)
         ]
-        identity = Identity(flattened(config.model_dump(mode="json")), sources)
-        if world.rank == 0:
-            _open(output, identity, resume)
-        world.wait()
-        run = _Run(config, target, world, Checkpoints(output, identity, config.checkpoint.keep))
+        with world.together():
+            if world.rank == 0:
+                _open(output, config, trained_on, resume)
+        run = _Run(config, target, world, output)
         run.restore()
         if run.progress.step < config.schedule.steps:
             run.go(batches, on_step, should_stop)
@@ -131,57 +138,76 @@ def train(
 
 
 def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda" and device.index is None:  # torchrun numbers the processes of a machine
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
         raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
     return device
 
 
-def _open(output: Path, identity: Identity, resume: bool) -> None:
+def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:
+    checkpoints = Checkpoints(output, config.checkpoint.keep)
+    settings = flattened(config.model_dump(mode="json"))
     if output.exists() and not output.is_dir():
         raise TrainError(f"{output}: is not a folder; give another one")
     used = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     if used and not resume:
         raise TrainError(f"{output}: is not empty; go on with --resume, or give another folder")
-    checkpoints = Checkpoints(output, identity, keep=1)
     before = checkpoints.identity() if used else None
     if used and before is None:
         raise TrainError(f"{output}: holds no training run to resume; give another folder")
     if before is not None:
-        if before.manifests != identity.manifests:
-            was, now = (", ".join(map(str, found.manifests)) for found in (before, identity))
+        if before.manifests != manifests:
+            was, now = (", ".join(map(str, found)) for found in (before.manifests, manifests))
             raise TrainError(
                 f"{output}: was trained on manifest {was}, but this one is {now}; "
                 "resume with the same manifests and weights, or give another folder"
             )
-        changed = differences(before.settings, identity.settings, FREE_SETTINGS)
+        changed = differences(before.settings, settings, FREE_SETTINGS)
         if changed:
             raise TrainError(
                 f"{output}: was started with other settings ({'; '.join(changed)}); "
                 "resume with the same ones, or give another folder"
             )
-    checkpoints.start()
+    sources = phases.sources(config, has_begun=checkpoints.newest_digest() is not None)
+    if before is not None:
+        _same_sources(output, before.sources, sources)
+        sources = {**before.sources, **sources}
+    checkpoints.start(Identity(settings, manifests, sources))
+
+
+def _same_sources(output: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            raise TrainError(
+                f"{output}: was started with another {name} ({before[name][:12]}, now {now[name][:12]}); "
+                "resume with the same one, or give another folder"
+            )
 
 
 class _Run:
     """The state of one run and the loop that changes it."""
 
-    def __init__(self, config: TrainConfig, device: torch.device, world: World, checkpoints: Checkpoints) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, world: World, output: Path) -> None:
         self.progress = Progress()
         self._config = config
         self._device = device
         self._world = world
-        self._checkpoints = checkpoints
-        self._output = checkpoints.output
+        self._checkpoints = Checkpoints(output, config.checkpoint.keep)
+        self._output = output
         self._saved: Path | None = None
         student, teacher = student_and_teacher(config)
+        guide = phases.guide(config)
         self._student, self._teacher = student.to(device), teacher.to(device)
+        self._guide = self._teacher if guide is None else guide.to(device)  # whose answers are targets
+        networks = list(dict.fromkeys((self._student, self._teacher, self._guide)))
+        sharing.prepare(networks, config)
         if world.size > 1 and config.parallel == "fsdp":
-            sharing.cut((self._student, self._teacher), world, device)
+            sharing.cut(networks, world, device)
         self._learner: nn.Module = self._student
         if world.size > 1 and config.parallel == "ddp":
             self._learner = sharing.copied(self._student, device)
@@ -191,9 +217,10 @@ class _Run:
         self._autocast = config.precision == "bfloat16"
 
     def restore(self) -> None:
-        """Take over the newest checkpoint, if there is one."""
+        """Take over the newest checkpoint; where there is none, what the run is to begin with."""
         newest = self._checkpoints.newest()
         if newest is None:
+            phases.begin(self._config, self._student, self._teacher, self._centrings)
             return
         progress, tensors, path = newest
         try:
@@ -270,7 +297,7 @@ class _Run:
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():
-            targets, figures = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses, self._centrings)
+            targets, figures = teacher_targets(self._guide, inputs, now.teacher_temp, config.losses, self._centrings)
         self._optimizer.zero_grad()
         for part_figures in self._backward(inputs, kept, targets):
             for name, value in part_figures.items():
@@ -350,7 +377,8 @@ class _Run:
             colour.augment(crops.to(self._device, non_blocking=True), plan, self._config.crops)
             for crops, plan in batch.crops
         ]
-        return Inputs.of(views, batch.mask_NP.to(self._device))
+        whole = self._config.distillation is not None
+        return Inputs.of(views, batch.mask_NP.to(self._device), every_patch=whole)
 
     def _stop_if_hopeless(self, report: StepReport) -> None:
         in_a_row = self.progress.skipped_in_a_row
@@ -383,15 +411,16 @@ class _Run:
         if is_best:
             self._write_teacher("teacher_best.safetensors")
         self._saved = self._checkpoints.path(self.progress)
-        if self._world.rank == 0:
-            self._checkpoints.save(self.progress, tensors)
-        self._world.wait()
+        with self._world.together():
+            if self._world.rank == 0:
+                self._checkpoints.save(self.progress, tensors)
 
     def _write_teacher(self, name: str) -> None:
         backbone = self._teacher.backbone
         state = export.timm_state(backbone)  # of all processes
-        if self._world.rank == 0:
-            write_tensors(self._output / name, state, export.metadata(backbone, self.progress.step))
+        with self._world.together():
+            if self._world.rank == 0:
+                write_tensors(self._output / name, state, export.metadata(backbone, self.progress.step))
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -264,7 +264,7 @@ def _train(options: argparse.Namespace) -> int:
     stop = _Stop()
     with stop, train_reporter(sys.stderr) as on_step:
         result = train(
-            _manifest_of(options.manifest),
+            None if options.manifest is None else _manifest_of(options.manifest),
             config,
             output,
             resume=options.resume,
@@ -534,7 +534,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
 
     train = _command(commands, "train", _train, "train DINOv2 on a manifest")
-    train.add_argument("--manifest", required=True, help="manifest.parquet, or the run's folder")
+    train.add_argument("--manifest", help="manifest.parquet, or the run's folder; default: those of data.manifests")
     train.add_argument("--config", required=True, help="training settings (YAML), such as configs/dinov2/tiny.yaml")
     train.add_argument("--output", required=True, help="folder for checkpoints and the log")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")

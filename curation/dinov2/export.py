@@ -4,12 +4,11 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from curation.config import parse
@@ -55,6 +54,46 @@ def metadata(backbone: VisionTransformer, step: int) -> dict[str, str]:
     return {"format": "pt", "step": str(step), "torch": str(torch.__version__), "model": json.dumps(model)}
 
 
+@dataclass(frozen=True)
+class StoredRun:
+    """The newest checkpoint of a training run.
+
+    Attributes:
+        config: The run's settings.
+        step: Finished steps.
+        tensors: As ``curation.dinov2.checkpoint`` lists them.
+        path: The file of the tensors.
+    """
+
+    config: TrainConfig
+    step: int
+    tensors: dict[str, Tensor]
+    path: Path
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with a prefix, without it."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def read_run(run: Path) -> StoredRun:
+    """Return what is stored of a training run.
+
+    Args:
+        run: The folder that ``curate train`` wrote to.
+
+    Raises:
+        TrainError: There is no complete checkpoint.
+    """
+    checkpoints = Checkpoints(run, keep=1)
+    identity = checkpoints.identity()
+    newest = checkpoints.newest() if identity is not None else None
+    if identity is None or newest is None:
+        raise TrainError(f"{run}: holds no checkpoint; name the --output folder of `curate train`")
+    progress, tensors, path = newest
+    config = parse(TrainConfig, _nested(identity.settings), str(run / "train.json"))
+    return StoredRun(config, progress.step, tensors, path)
+
+
 def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransformer, TrainConfig, int]:
     """Return the backbone of a training run's newest checkpoint, its settings and the finished steps.
 
@@ -65,47 +104,13 @@ def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransforme
     Raises:
         TrainError: There is no complete checkpoint, or its tensors are not what its settings make.
     """
-    checkpoints = Checkpoints(run, keep=1)
-    identity = checkpoints.identity()
-    newest = checkpoints.newest() if identity is not None else None
-    if identity is None or newest is None:
-        raise TrainError(f"{run}: holds no checkpoint; name the --output folder of `curate train`")
-    progress, tensors, path = newest
-    config = parse(TrainConfig, _nested(identity.settings), str(run / "train.json"))
-    backbone = VisionTransformer(config.model, config.crops.global_px)
-    prefix = f"{network}/backbone."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    stored = read_run(run)
+    backbone = VisionTransformer(stored.config.model, stored.config.crops.global_px)
     try:
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(stored.under(f"{network}/backbone."))
     except RuntimeError as error:
-        raise TrainError(f"{path}: is not what its settings make: {error}") from error
-    return backbone.eval().requires_grad_(False), config, progress.step
-
-
-def load_weights(backbone: VisionTransformer, path: Path) -> None:
-    """Load a backbone's weights under any of the names of ``names``, position embeddings resized to its own grid.
-
-    Raises:
-        TrainError: The file is no safetensors, or its weights are those of another shape.
-    """
-    try:
-        state = names.ours(load_file(path))
-        stored = state["pos_embed"]
-        if stored.shape[1] != backbone.pos_embed.shape[1]:
-            state["pos_embed"] = resized(stored, backbone.grid)
-        backbone.load_state_dict(state)
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"{path}: cannot be read as safetensors: {error}") from error
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise TrainError(f"{path}: holds another network than model settings make: {error}") from error
-
-
-def resized(pos_embed_1PD: Tensor, grid: int) -> Tensor:
-    """Return position embeddings, class token first, for another square grid; bicubic with antialiasing."""
-    side = round((pos_embed_1PD.shape[1] - 1) ** 0.5)
-    patches = pos_embed_1PD[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([pos_embed_1PD[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed_1PD)], dim=1)
+        raise TrainError(f"{stored.path}: is not what its settings make: {error}") from error
+    return backbone.eval().requires_grad_(False), stored.config, stored.step
 
 
 def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:

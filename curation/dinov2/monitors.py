@@ -14,16 +14,16 @@ from torch.nn import functional
 
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.evaluate.spectrum import spectrum
+from curation.dinov2.scores import Assignment
 from curation.dinov2.world import World
 
 
 @torch.no_grad()
-def of_teacher(p_NK: Tensor, scores_NK: Tensor, cls_parts: Sequence[Tensor], world: World) -> dict[str, Tensor]:
+def of_teacher(assignment: Assignment, cls_parts: Sequence[Tensor], world: World) -> dict[str, Tensor]:
     """Return what the teacher's answers to the global crops of a whole step say, the same in every process.
 
     Args:
-        p_NK: Its targets.
-        scores_NK: What they were made of.
+        assignment: Its targets for the class tokens.
         cls_parts: Class tokens of each micro-batch, crop-major.
         world: Whose processes have the other parts.
 
@@ -32,29 +32,38 @@ def of_teacher(p_NK: Tensor, scores_NK: Tensor, cls_parts: Sequence[Tensor], wor
         ``alpha_req`` of the class tokens; ``koleo_distance``: mean distance of an image's unit class token to the
         nearest of another image.
     """
-    with torch.autocast(device_type=scores_NK.device.type, enabled=False):
+    scores = assignment.scores
+    with torch.autocast(device_type=scores.device.type, enabled=False):
         cls_ND = world.gather(torch.cat(list(cls_parts)).float())
         first_crop_BD = world.gather(torch.cat([part.chunk(NUM_GLOBAL)[0] for part in cls_parts]).float())
         rank, alpha = spectra(cls_ND)
+        mean_K = torch.zeros(scores.num_prototypes, device=scores.device)
+        best = []
+        for _, part_NK in scores.chunks():
+            mean_K = mean_K + assignment.softmax(part_NK).sum(dim=0) / len(scores)
+            best.append(part_NK.argmax(dim=1))
         figures = {
-            "teacher_kl": kl_to_uniform(world.mean(p_NK.float().mean(dim=0))),
-            "prototypes_used": prototypes_used(world.gather(scores_NK.argmax(dim=1)), scores_NK.shape[1]),
+            "teacher_kl": kl_to_uniform(world.mean(mean_K)),
+            "prototypes_used": prototypes_used(world.gather(torch.cat(best)), scores.num_prototypes),
             "rank": rank,
             "alpha_req": alpha,
             "koleo_distance": nearest_distance(first_crop_BD),
         }
-    return {name: value.to(scores_NK.device) for name, value in figures.items()}
+    return {name: value.to(scores.device) for name, value in figures.items()}
 
 
 @torch.no_grad()
-def entropy(p_NK: Tensor) -> Tensor:
-    """Return the mean Shannon entropy of the rows, in nats.
+def entropy(assignment: Assignment) -> Tensor:
+    """Return the mean Shannon entropy of the rows, in nats; 0 where there are none.
 
-    For the teacher these are its targets after temperature and Sinkhorn-Knopp: 0 when each row is sure of one
-    prototype, log K when it says nothing.
+    For the teacher these are its targets after temperature and centring: 0 when each row is sure of one prototype,
+    log K when it says nothing.
     """
-    mean: Tensor = torch.special.entr(p_NK.float()).sum(dim=1).mean()
-    return mean
+    scores = assignment.scores
+    total = torch.zeros((), device=scores.device)
+    for _, part_NK in scores.chunks():
+        total = total + torch.special.entr(assignment.softmax(part_NK)).sum()
+    return total / max(1, len(scores))
 
 
 def kl_to_uniform(mean_K: Tensor) -> Tensor:

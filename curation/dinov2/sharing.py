@@ -13,9 +13,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from curation.dinov2.config import TrainConfig
 from curation.dinov2.network import Network
 from curation.dinov2.tensors import placed
 from curation.dinov2.world import World
+
+
+def prepare(networks: Iterable[Network], config: TrainConfig) -> None:
+    """Set how blocks run, before the networks are wrapped."""
+    for network in networks:
+        network.backbone.recomputes = config.activation_checkpointing
+        if config.compile:
+            for block in network.backbone.blocks:
+                block.compile_forward()
 
 
 def cut(networks: Iterable[Network], world: World, device: torch.device) -> None:

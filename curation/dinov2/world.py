@@ -1,12 +1,14 @@
 """The processes that train together, and which images of a step are whose."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed
 
-from curation.errors import TrainError
+from curation.errors import CurationError, TrainError
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,30 @@ class World:
         rows = [torch.empty_like(x_N) for _ in range(self.size)]
         distributed.all_gather(rows, x_N.contiguous())
         return torch.cat(rows)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a part that one process may fail at: then all of them stop, and none waits for it.
+
+        Raises:
+            TrainError: Another process failed; its own error says why.
+        """
+        failed: CurationError | None = None
+        try:
+            yield
+        except CurationError as error:
+            failed = error
+        if self.size > 1:
+            some = torch.tensor(float(failed is not None), device=self._device())
+            if failed is None and self.sum(some) > 0:
+                failed = TrainError("another process failed; its message says why")
+            elif failed is not None:
+                self.sum(some)
+        if failed is not None:
+            raise failed
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
 
     def wait(self) -> None:
         """Wait for all processes."""

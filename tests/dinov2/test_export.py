@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curation.dinov2 import export, names
+from curation.dinov2 import export, names, published
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.train import train
@@ -128,7 +128,7 @@ def test_blocks_in_chunks_are_numbered_through(tmp_path):
     save_file(state, tmp_path / "chunked.safetensors")
     other, _ = conditioned(56)
     other.pos_embed.zero_()
-    export.load_weights(other, tmp_path / "chunked.safetensors")
+    published.load_weights(other, tmp_path / "chunked.safetensors")
 
     assert other.pos_embed.equal(backbone.pos_embed)
 
@@ -137,7 +137,7 @@ def test_position_embeddings_are_resized_to_another_grid(tmp_path):
     backbone, _ = conditioned(56)
     save_file(backbone.state_dict(), tmp_path / "model.safetensors")
     larger, _ = conditioned(112)
-    export.load_weights(larger, tmp_path / "model.safetensors")
+    published.load_weights(larger, tmp_path / "model.safetensors")
 
     torch.testing.assert_close(larger.pos_embed, backbone.positions(8, 8))
 
@@ -149,7 +149,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
     for name, reason in (("model", "another network"), ("no", "cannot be read"), ("missing", "cannot be read")):
         with pytest.raises(TrainError, match=reason):
-            export.load_weights(conditioned(56)[0], tmp_path / f"{name}.safetensors")
+            published.load_weights(conditioned(56)[0], tmp_path / f"{name}.safetensors")
 
 
 def test_a_runs_backbone_is_read_from_its_newest_checkpoint(manifest, settings, tmp_path):

@@ -24,7 +24,7 @@ COMMANDS = {
     "report": ["--run"],
     "config": ["--config", "--set"],
     "models": [],
-    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
+    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
     "export-model": ["--run", "--format", "--output", "--network"],
     "demo": ["--folder", "--port", "--workers"],
     "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",

@@ -7,6 +7,7 @@ one chunk are made once and kept.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -119,7 +120,7 @@ class Assignment:
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        parts = (self.within[first:end] for first, end in zip(ends, ends[1:], strict=False))
+        parts = (self.within[first:end] for first, end in pairwise(ends))
         return [Assignment(self.scores, self.offset_K, self.temperature, part) for part in parts]
 
 

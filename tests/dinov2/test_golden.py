@@ -19,8 +19,8 @@ from curation.dinov2.heads import ProjectionHead
 from curation.dinov2.model import Kept, VisionTransformer
 from curation.dinov2.network import Network, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, objective, teacher_targets
-from curation.dinov2.scores import Projected, Scores
 from curation.dinov2.schedules import CosineSchedule, Schedules, StepSettings
+from curation.dinov2.scores import Projected, Scores
 
 _DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 GOLDEN = _DATA.parent / "reference" / "dinov2_golden"

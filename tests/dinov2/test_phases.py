@@ -222,7 +222,7 @@ def test_a_teacher_that_cannot_teach_is_refused_with_what_to_set(first_run, sett
         distillation={"teacher": str(first_run)},
         model={"dim": 24, "depth": 2, "heads": 2, "patch_px": 16},
         heads__ibot={"prototypes": 23},
-        **{"losses": WHOLE["losses"]},
+        losses=WHOLE["losses"],
     )
 
     with pytest.raises(TrainError, match=r"set model\.patch_px to 8.*set heads\.ibot\.prototypes to 24"):

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from curation.errors import ConfigError, CurationError, UsageError
 
 if TYPE_CHECKING:
+    from curation.dinov2.train import TrainResult
     from curation.pipelines.context import Context
     from curation.pipelines.driver import Runner
     from curation.pipelines.plan import Plan
@@ -259,14 +261,19 @@ def _train(options: argparse.Namespace) -> int:
     from curation.dinov2.train import train
     from curation.train_progress import train_reporter
 
-    config = settings.load(TrainConfig, options.config, options.set)
-    output = Path(options.output)
+    workers = [] if options.workers is None else [f"ray.workers={options.workers}"]
+    config = settings.load(TrainConfig, options.config, [*options.set, *workers])
+    run: Callable[..., TrainResult] = train
+    if workers or options.ray_address:
+        from curation.pipelines.ray_train import train_on_ray
+
+        run = partial(train_on_ray, address=options.ray_address)
     stop = _Stop()
     with stop, train_reporter(sys.stderr) as on_step:
-        result = train(
+        result = run(
             None if options.manifest is None else _manifest_of(options.manifest),
             config,
-            output,
+            Path(options.output),
             resume=options.resume,
             device=options.device,
             on_step=on_step,
@@ -539,6 +546,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--output", required=True, help="folder for checkpoints and the log")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    train.add_argument("--workers", type=_positive, help="processes that train together, on Ray (ray.workers)")
+    train.add_argument("--ray-address", help="join this Ray cluster (auto, or ray://host:10001); default: this machine")
     _add_set(train)
 
     export = _command(commands, "export-model", _export_model, "write a trained backbone as others load it")

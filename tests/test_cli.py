@@ -24,7 +24,7 @@ COMMANDS = {
     "report": ["--run"],
     "config": ["--config", "--set"],
     "models": [],
-    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
+    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
     "export-model": ["--run", "--format", "--output", "--network"],
     "evaluate": ["--run", "--backbone", "--data", "--test", "--tasks", "--output", "--network", "--device",
                  "--accept-license", "--set"],

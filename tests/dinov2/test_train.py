@@ -405,6 +405,42 @@ def test_the_loss_goes_down_and_the_teacher_does_not_collapse(manifest, settings
     assert 0.1 * math.log(32) < log[-1]["teacher_entropy"] < 0.97 * math.log(32)
 
 
+def test_scores_in_chunks_give_the_losses_of_all_at_once(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(losses__chunk_rows=3), tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def test_activation_checkpointing_changes_nothing(manifest, settings, uninterrupted, tmp_path):
+    config = settings(activation_checkpointing=True)
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path, resume=False, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_losses_of_others(manifest, settings, uninterrupted, tmp_path, recompute):
+    config = settings(compile=True, activation_checkpointing=recompute)
+    train(manifest, config, tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def assert_close_losses(output, result):
+    ours, theirs = lines(output), lines(result.log.parent)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in other:
+            if name.startswith("loss"):
+                assert one[name] == pytest.approx(other[name], abs=1e-5), name
+
+
+def test_bfloat16_stays_near_float32(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(precision="bfloat16"), tmp_path, resume=False, device="cpu")
+    for one, other in zip(lines(tmp_path), lines(uninterrupted.log.parent), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
+
+
 def test_the_demo_settings_are_valid():
     config = load(TrainConfig, REPO / "configs/dinov2/tiny.yaml")
 

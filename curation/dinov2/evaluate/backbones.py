@@ -6,19 +6,17 @@ the published DINOv2 checkpoints. Other models are made by timm, by name.
 
 import json
 import math
-import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from curation.config import EmbedConfig
-from curation.dinov2 import names
+from curation.dinov2 import colour, names, published
 from curation.dinov2.checkpoint import read_json
 from curation.dinov2.config import CropsConfig, ModelConfig
 from curation.dinov2.export import read_backbone
@@ -186,11 +184,11 @@ class PixelBackbone:
         return None
 
 
-def normalised(pixels_NHW3: Tensor, mean: Any, std: Any, device: torch.device) -> Tensor:
-    """Return (N, 3, H, W) float32 with mean and deviation taken out."""
+def normalised(pixels_NHW3: Tensor, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
+    """Return (N, C, H, W) float32 with mean and deviation taken out; luma where there is one mean."""
     x_N3HW = pixels_NHW3.to(device).permute(0, 3, 1, 2).float() / 255
-    mean_311, std_311 = (torch.tensor(values, device=device).view(3, 1, 1) for values in (mean, std))
-    return (x_N3HW - mean_311) / std_311
+    mean_C11, std_C11 = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))
+    return ((colour.grey(x_N3HW) if len(mean) == 1 else x_N3HW) - mean_C11) / std_C11
 
 
 def attention_of_class_token(qkv: nn.Module, run: Any, num_images: int, heads: int, num_prefix: int) -> Tensor:
@@ -283,28 +281,15 @@ def _of_folder(folder: Path, device: torch.device) -> VitBackbone:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return what a file says of its shape, where it does, and its tensors under our names."""
+    given = published.tensors(path)
     try:
         about: dict[str, Any] = {}
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get("model", "{}"))
-            state: Mapping[str, Tensor] = load_file(path)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-            for wrapper in ("model", "state_dict", "teacher"):
-                loaded = loaded[wrapper] if isinstance(loaded.get(wrapper), dict) else loaded
-            state = {key.removeprefix("backbone."): value for key, value in loaded.items() if isinstance(value, Tensor)}
-        return {**about, "published": "mask_token" in state}, names.ours(state)
-    except (
-        OSError,
-        SafetensorError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise TrainError(f"{path}: cannot be read as the weights of a vision transformer: {error}") from error
+        return {**about, "published": "mask_token" in given}, names.ours(given)
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise TrainError(f"{path}: is not a DINOv2 vision transformer: {error}; try timm:NAME") from error
 
 
 def _shape(
@@ -329,6 +314,7 @@ def _shape(
             depth=len({name.split(".")[1] for name in state if name.startswith("blocks.")}),
             heads=int(heads),
             patch_px=patch_px,
+            channels=int(state["patch_embed.proj.weight"].shape[1]),
             ffn="swiglu" if gated else "mlp",
             mlp_ratio=4.0 if gated else state["blocks.0.mlp.fc1.weight"].shape[0] / dim,
             registers=registers,
@@ -340,10 +326,12 @@ def _shape(
     return model, side_px
 
 
-def _filled(path: Path, model: ModelConfig, side_px: int, state: Mapping[str, Tensor]) -> VisionTransformer:
+def _filled(path: Path, model: ModelConfig, side_px: int, state: dict[str, Tensor]) -> VisionTransformer:
     network = VisionTransformer(model, side_px)
     try:
+        published.fit(state, network)
         network.load_state_dict(state)
-    except RuntimeError as error:
-        raise TrainError(f"{path}: is not a DINOv2 vision transformer: {str(error)[:500]}; try timm:NAME") from error
+    except (RuntimeError, KeyError) as error:
+        reason = published.in_short(error)
+        raise TrainError(f"{path}: is not a DINOv2 vision transformer: {reason}; try timm:NAME") from error
     return network

@@ -110,7 +110,8 @@ def tensors(path: Path) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainError(f"{file}: cannot be read as tensors: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0]  # PyTorch goes on to advise reading it unsafely
+        raise TrainError(f"{file}: cannot be read as tensors: {reason}") from error
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -25,7 +25,7 @@ COMMANDS = {
     "config": ["--config", "--set"],
     "models": [],
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
-    "export-model": ["--run", "--format", "--output", "--network"],
+    "export-model": ["--run", "--format", "--output", "--image-px", "--network"],
     "demo": ["--folder", "--port", "--workers"],
     "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",
                   "--set"],

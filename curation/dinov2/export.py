@@ -117,8 +117,8 @@ def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransforme
 def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
     """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads.
 
-    It takes images of any size, unless position embeddings are resized in a way of which timm knows none: with an offset,
-    or without antialiasing.
+    It takes images of any size, unless position embeddings are resized in a way that timm has not: with an offset, or
+    without antialiasing.
     """
     arguments = timm_arguments(backbone)
     gated, registers = backbone.config.ffn == "swiglu", bool(backbone.config.registers)
@@ -164,8 +164,8 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
         )
     if model.registers and not model.pos_embed_antialias:
         raise TrainError(
-            "model.pos_embed_antialias false: transformers always antialiases where there are registers, so sizes other "
-            "than the trained one would differ; use --format timm or torchscript"
+            "model.pos_embed_antialias false: transformers always antialiases where there are registers, so sizes "
+            "other than the trained one would differ; use --format timm or torchscript"
         )
     with_registers = bool(model.registers) or model.pos_embed_antialias
     side_px = backbone.grid * model.patch_px
@@ -237,7 +237,7 @@ class Plain(nn.Module):
 
 
 def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
-    """Write a TorchScript file for any number of images of the size of the backbone's grid; it gives class and patch tokens."""
+    """Write a TorchScript file: any number of images of the grid's size give class and patch tokens."""
     side_px = backbone.grid * backbone.config.patch_px
     about = {"curation.json": json.dumps({"mean": config.crops.mean, "std": config.crops.std, "step": step})}
     with warnings.catch_warnings(), clear_errors(output, output.name):
@@ -249,7 +249,7 @@ def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: i
 
 
 def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
-    """Write an ONNX file for any number of images of the size of the backbone's grid: input ``images``, outputs ``cls``, ``patches``.
+    """Write an ONNX file: any number of images of the grid's size, ``images``, give ``cls`` and ``patches``.
 
     Raises:
         TrainError: The packages that PyTorch writes ONNX with are missing.

@@ -33,7 +33,8 @@ def image(side_px):
 
 def shapes():
     return pytest.mark.parametrize(
-        ("registers", "ffn", "side_px"), [(0, "mlp", 224), (4, "mlp", 224), (4, "swiglu", 224), (0, "mlp", 518), (4, "mlp", 518)]
+        ("registers", "ffn", "side_px"),
+        [(0, "mlp", 224), (4, "mlp", 224), (4, "swiglu", 224), (0, "mlp", 518), (4, "mlp", 518)],
     )
 
 

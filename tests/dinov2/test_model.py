@@ -20,7 +20,9 @@ def images(*sizes):
     return [torch.randn(2, 3, height, width, generator=generator) for height, width in sizes]
 
 
-@pytest.mark.parametrize(("arch", "millions"), [("tiny", 5.7), ("small", 22.1), ("base", 86.6), ("large", 304.4), ("giant", 1136.5)])
+@pytest.mark.parametrize(
+    ("arch", "millions"), [("tiny", 5.7), ("small", 22.1), ("base", 86.6), ("large", 304.4), ("giant", 1136.5)]
+)
 def test_each_size_has_the_published_number_of_parameters(arch, millions):
     with torch.device("meta"):
         ffn = "swiglu" if arch == "giant" else "mlp"

@@ -26,6 +26,8 @@ COMMANDS = {
     "models": [],
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
     "export-model": ["--run", "--format", "--output", "--image-px", "--network"],
+    "evaluate": ["--run", "--backbone", "--data", "--test", "--tasks", "--output", "--network", "--device",
+                 "--accept-license", "--set"],
     "demo": ["--folder", "--port", "--workers"],
     "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",
                   "--set"],

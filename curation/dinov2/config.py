@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from curation.config import ImagesConfig, Settings
+from curation.dinov2.evaluate.config import LabelledConfig
 
 
 class Shape(NamedTuple):
@@ -205,9 +206,21 @@ class ScheduleConfig(Settings):
         return self
 
 
+class ManifestConfig(Settings):
+    """One of several manifests that are mixed."""
+
+    path: str = Field(min_length=1, description="Path or URL of a manifest.")
+    weight: float | None = Field(
+        None, gt=0, description="Its share of the samples, relative to the others'; null: its number of images."
+    )
+
+
 class DataConfig(Settings):
     """Reading the manifest's images."""
 
+    manifests: list[ManifestConfig] = Field(
+        [], max_length=1000, description="Manifests that are mixed, where none is given otherwise."
+    )
     batch_size: int = Field(64, ge=2, description="Images a step, over all processes and micro-batches.")
     micro_batches: int = Field(
         1,
@@ -215,14 +228,68 @@ class DataConfig(Settings):
         le=4096,
         description="Parts that each process works through one after the other; same losses, less memory.",
     )
+    reading: Literal["ranged", "streaming"] = Field(
+        "ranged",
+        description=(
+            "ranged: a read for each image, in a random order of all; streaming: long reads of neighbours, which are "
+            "mixed in a window. For stores where requests are slow."
+        ),
+    )
+    chunk_images: int = Field(256, ge=1, le=100_000, description="Neighbours that are streamed together.")
+    window_chunks: int = Field(
+        16, ge=1, le=10_000, description="Chunks that are mixed; twice as many are in memory for each lane."
+    )
+    lanes: int = Field(
+        1,
+        ge=1,
+        le=4096,
+        description="Sequences streamed side by side; with a multiple of the processes none reads for another.",
+    )
     workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
     prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")
     max_replacements: int = Field(16, ge=0, description="Unreadable images in a row before the run stops.")
     max_image_bytes: int = Field(100_000_000, ge=1, description="Larger stored images count as unreadable.")
-    decode_min_side_px: int | None = Field(
-        None,
-        ge=8,
-        description="JPEG may be decoded at a reduced scale with a shorter side of at least this; null: never.",
+    reduced_decode: bool = Field(
+        True, description="Decode a JPEG at 1/2, 1/4 or 1/8 where every crop still has at least its own side in pixels."
+    )
+
+    @model_validator(mode="after")
+    def _weights(self) -> Self:
+        if len({entry.weight is None for entry in self.manifests}) > 1:
+            raise ValueError("manifests must all have a weight or none")
+        if self.batch_size % self.lanes:
+            raise ValueError(f"batch_size {self.batch_size} must be a multiple of lanes {self.lanes}")
+        return self
+
+
+class SmallSetConfig(LabelledConfig):
+    """A labelled set small enough to look at while training."""
+
+    max_train: int | None = Field(5_000, ge=2, description="At most so many images, drawn by the seed; null: all.")
+    max_test: int | None = Field(1_000, ge=1, description="At most so many images, drawn by the seed; null: all.")
+
+
+class KnnMonitorConfig(Settings):
+    """A small k-NN of the teacher while it trains; each process works through all of it."""
+
+    data: SmallSetConfig
+    every_steps: int = Field(1_000, ge=1, description="Also after the last step.")
+    k: int = Field(20, ge=1, description="Neighbours that vote.")
+    temperature: float = Field(0.07, gt=0, description="A neighbour of cosine s counts exp(s / temperature).")
+    crop_share: float = Field(0.875, gt=0, le=1, description="Side of the central square / short side.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    workers: int = Field(2, ge=1, le=256, description="Threads that decode; no effect on results.")
+
+
+class MonitorsConfig(Settings):
+    """What is watched while training; nothing here changes weights."""
+
+    every_steps: int = Field(
+        10, ge=1, description="Steps from one look at rank, spectrum, distances and prototypes to the next."
+    )
+    knn: KnnMonitorConfig | None = Field(None, description="A labelled set to look at; null: none.")
+    tensorboard: bool = Field(
+        False, description="Write event files to tensorboard/ of the output; needs the package tensorboard."
     )
 
 
@@ -231,6 +298,10 @@ class CheckpointConfig(Settings):
 
     every_steps: int = Field(1_000, ge=1)
     keep: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    best_metric: str | None = Field(
+        "knn_top1",
+        description="Figure of the log that is higher for better weights: the best checkpoint is kept too. Null: none.",
+    )
 
 
 class StartConfig(Settings):
@@ -326,6 +397,7 @@ class TrainConfig(Settings):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
+    monitors: MonitorsConfig = Field(default_factory=MonitorsConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @model_validator(mode="after")

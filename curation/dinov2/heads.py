@@ -21,8 +21,7 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the prototypes, (K, D)."""
-        norms = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return self.weight_v * (self.weight_g / norms)
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
 class ProjectionHead(nn.Module):

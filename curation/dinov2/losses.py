@@ -20,25 +20,23 @@ def sinkhorn_offset(scores: Scores, temperature: float, rounds: int = 3, world: 
     """Return what has to be taken off the scores of each prototype, (K,), before a softmax over prototypes.
 
     Each round makes every prototype equally used by the rows of all processes, then every row sum to one; the softmax
-    is the last half of the last round. It runs on logarithms, so no temperature overflows, and needs one pass over the
-    scores a round.
+    is the last half of the last round. Offsets are logarithms, so no temperature overflows; after the first round
+    what they balance is a softmax, in which no prototype can vanish.
 
     Source:
         Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments"; Cuturi 2013.
     """
     num_rows = world.sum(torch.tensor(float(len(scores)), device=scores.device))
     share = (num_rows / scores.num_prototypes).log()
-    offset_K: Tensor | None = None
-    for _ in range(rounds):
-        used_K = torch.full((scores.num_prototypes,), -torch.inf, device=scores.device)
+    log_used_K = torch.full((scores.num_prototypes,), -torch.inf, device=scores.device)
+    for _, part_NK in scores.chunks():
+        log_used_K = torch.logaddexp(log_used_K, torch.logsumexp(part_NK / temperature, dim=0))
+    offset_K = world.logsumexp(log_used_K) - share
+    for _ in range(rounds - 1):
+        used_K = torch.zeros_like(offset_K)
         for _, part_NK in scores.chunks():
-            log_q = part_NK / temperature
-            if offset_K is not None:
-                log_q -= torch.logsumexp(log_q - offset_K, dim=1, keepdim=True)
-            used_K = torch.logaddexp(used_K, torch.logsumexp(log_q, dim=0))
-        offset_K = world.logsumexp(used_K) - share
-    if offset_K is None:
-        raise ValueError("rounds must be at least 1")
+            used_K += torch.softmax((part_NK / temperature).sub_(offset_K), dim=1).sum(dim=0)
+        offset_K = offset_K + world.sum(used_K).log() - share
     return offset_K * temperature
 
 
@@ -69,7 +67,8 @@ def dino_loss(
 
     def chunks() -> Iterator[Chunk]:
         for part in chunked(images, max(1, chunk_rows // crops)):
-            yield Chunk(places[:, part].flatten(), lambda part=part: targets(part))  # type: ignore[misc]
+            made = targets(part)
+            yield Chunk(places[:, part].flatten(), made.__getitem__)
 
     def targets(part: slice) -> Tensor:
         seen = [view.rows(part) for view in views]
@@ -87,8 +86,9 @@ def ibot_loss(
 
     Crops without a mask count in the divisor, as in the published code.
     """
-    parts = chunked(len(targets), chunk_rows)
-    chunks = (Chunk(part, lambda part=part: targets.rows(part)) for part in parts)  # type: ignore[misc]
+    parts = list(chunked(len(targets), chunk_rows))
+    sizes = [part.stop - part.start for part in parts]
+    chunks = (Chunk(part, own.rows) for part, own in zip(parts, targets.split(sizes), strict=True))
     loss, _ = cross_entropy(student, chunks, torch.ones_like(weight_M), weight_M / num_crops, temperature)
     return loss
 

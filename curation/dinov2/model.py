@@ -27,6 +27,7 @@ class Kept(NamedTuple):
     scale: float
 
 
+Size = tuple[int, int]  # views, and tokens of each
 KeptRows = Sequence[Sequence[tuple[Kept, Kept]]]  # by block and stack: attention, feed-forward
 
 
@@ -61,12 +62,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_TD: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def forward(self, x_TD: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Attend within each view.
 
         Args:
             x_TD: Tokens of all stacks, one after the other.
-            sizes: (views, tokens a view) of each stack.
+            sizes: Of each stack.
         """
         dim = x_TD.shape[1]
         parts = self.qkv(x_TD).split([views * tokens for views, tokens in sizes])
@@ -145,27 +146,41 @@ class Block(nn.Module):
         """Compile what the block does, and not what is hooked to it: FSDP puts its weights together around that."""
         self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
 
-    def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Kept, Kept]] | None) -> list[Tensor]:
-        """Return each (N, T, D) stack after the block; ``kept`` holds what runs (attention, feed-forward) of each."""
-        for branch in (0, 1):
-            ran = None if kept is None else [pair[branch] for pair in kept]
-            chosen = stacks if ran is None else [x.index_select(0, k.rows) for x, k in zip(stacks, ran, strict=True)]
-            sizes = [(x.shape[0], x.shape[1]) for x in chosen]
-            flat_TD = torch.cat([x.flatten(0, 1) for x in chosen])
-            if branch == 0:
-                residual = self.ls1(self.attn(self.norm1(flat_TD), sizes))
-            else:
-                residual = self.ls2(self.mlp(self.norm2(flat_TD)))
-            parts = residual.split([views * tokens for views, tokens in sizes])
-            parts = [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
-            if ran is None:
-                stacks = [x + part for x, part in zip(stacks, parts, strict=True)]
-            else:
-                stacks = [
-                    x.index_add(0, k.rows, part.to(x.dtype), alpha=k.scale)
-                    for x, k, part in zip(stacks, ran, parts, strict=True)
-                ]
-        return stacks
+    def forward(self, x_TD: Tensor, sizes: Sequence[Size], kept: Sequence[tuple[Kept, Kept]] | None) -> Tensor:
+        """Return the tokens of all stacks after the block; ``kept`` has what runs (attention, feed-forward) of each."""
+        if kept is None:
+            x_TD = x_TD + self._attended(x_TD, sizes)
+            return x_TD + self._fed_forward(x_TD, sizes)
+        stacks = unstacked(x_TD, sizes)
+        for branch, run in enumerate((self._attended, self._fed_forward)):
+            ran = [pair[branch] for pair in kept]
+            chosen = [x.index_select(0, k.rows) for x, k in zip(stacks, ran, strict=True)]
+            residual = run(*stacked(chosen))
+            parts = unstacked(residual, [(x.shape[0], x.shape[1]) for x in chosen])
+            stacks = [
+                x.index_add(0, k.rows, part.to(x.dtype), alpha=k.scale)
+                for x, k, part in zip(stacks, ran, parts, strict=True)
+            ]
+        return stacked(stacks)[0]
+
+    def _attended(self, x_TD: Tensor, sizes: Sequence[Size]) -> Tensor:
+        residual: Tensor = self.ls1(self.attn(self.norm1(x_TD), sizes))
+        return residual
+
+    def _fed_forward(self, x_TD: Tensor, _: Sequence[Size]) -> Tensor:
+        residual: Tensor = self.ls2(self.mlp(self.norm2(x_TD)))
+        return residual
+
+
+def stacked(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+    """Return the tokens of (N, T, D) stacks one after the other, and the stacks' sizes."""
+    return torch.cat([x.flatten(0, 1) for x in stacks]), [(x.shape[0], x.shape[1]) for x in stacks]
+
+
+def unstacked(x_TD: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    """Return what ``stacked`` was given."""
+    parts = x_TD.split([views * tokens for views, tokens in sizes])
+    return [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
 
 
 class VisionTransformer(nn.Module):
@@ -222,23 +237,24 @@ class VisionTransformer(nn.Module):
         Raises:
             DimensionError: A view has other channels, or a side that is no multiple of the patch.
         """
-        stacks = self._blocks(self._tokens(views, masks), kept)[-1]
-        return [self._features(x) for x in stacks]
+        x_TD, sizes = stacked(self._tokens(views, masks))
+        return [self._features(x) for x in unstacked(self._blocks(x_TD, sizes, kept)[-1], sizes)]
 
     def intermediate(self, x_NCHW: Tensor, num_blocks: int) -> list[Features]:
         """Return the normalised tokens after each of the last ``num_blocks`` blocks."""
-        return [self._features(stacks[0]) for stacks in self._blocks(self._tokens([x_NCHW], None), None)[-num_blocks:]]
+        x_TD, sizes = stacked(self._tokens([x_NCHW], None))
+        return [self._features(unstacked(x, sizes)[0]) for x in self._blocks(x_TD, sizes, None)[-num_blocks:]]
 
-    def _blocks(self, stacks: list[Tensor], kept: KeptRows | None) -> list[list[Tensor]]:
+    def _blocks(self, x_TD: Tensor, sizes: Sequence[Size], kept: KeptRows | None) -> list[Tensor]:
         outputs = []
         for index, block in enumerate(self.blocks):
             rows = None if kept is None else kept[index]
             if self.recomputes and torch.is_grad_enabled():
                 # A block draws no random numbers: the rows that it runs on are given.
-                stacks = checkpoint(block, stacks, rows, use_reentrant=False, preserve_rng_state=False)
+                x_TD = checkpoint(block, x_TD, sizes, rows, use_reentrant=False, preserve_rng_state=False)
             else:
-                stacks = block(stacks, rows)
-            outputs.append(stacks)
+                x_TD = block(x_TD, sizes, rows)
+            outputs.append(x_TD)
         return outputs
 
     def _tokens(self, views: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> list[Tensor]:

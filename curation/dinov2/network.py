@@ -86,8 +86,7 @@ def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Move the teacher: m · teacher + (1 − m) · student."""
     ours, theirs = ([own(parameter) for parameter in network.parameters()] for network in (teacher, student))
-    torch._foreach_mul_(ours, momentum)
-    torch._foreach_add_(ours, theirs, alpha=1 - momentum)
+    torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
 
 def kept_rows(config: TrainConfig, step: int, images: range, device: torch.device) -> KeptRows | None:

@@ -66,16 +66,20 @@ class Optimizer:
             [{"params": parameters, "multipliers": key} for key, parameters in groups.items()],
             lr=0.0,
             betas=config.betas,
+            fused=True,
         )
         self.num_updates = 0
 
     def clip(self) -> dict[str, float]:
         """Scale gradients down to the largest norm, each module on its own; return the norms before, by module."""
-        norms = {
-            name: nn.utils.clip_grad_norm_(module.parameters(), self._config.clip_norm)
-            for name, module in self._student.named_children()
-        }
-        return {name: float(whole(norm)) for name, norm in norms.items()}
+        norms = {}
+        for name, module in self._student.named_children():
+            found = [parameter for parameter in module.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None])
+            norms[name] = float(whole(norm))
+            if not norms[name] < self._config.clip_norm:  # most steps need no pass over the gradients
+                nn.utils.clip_grads_with_norm_(found, self._config.clip_norm, norm)
+        return norms
 
     def step(self, now: StepSettings) -> None:
         """Update the student with the gradients it has."""
@@ -107,6 +111,6 @@ class Optimizer:
             return
         for name, parameter in self._names.items():
             self._adamw.state[parameter] = {
-                "step": torch.tensor(float(num_updates)),
+                "step": torch.tensor(float(num_updates), device=parameter.device),
                 **{m: placed(tensors[f"{m}/{name}"], parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
             }

@@ -5,15 +5,17 @@ float32. What makes scores, a unit vector for each row and one matrix, is four h
 one chunk are made once and kept.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+_CACHED_VALUES = 1 << 18
 
 
 class Projected(NamedTuple):
@@ -69,7 +71,8 @@ class Scores:
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their scores, (n, K), at most a chunk of them; not to be written to."""
-        for rows in chunked(len(self), self._chunk_rows):
+        at_once = self._chunk_rows if self._all is None else cached_rows(self._all)
+        for rows in chunked(len(self), at_once):
             yield rows, self.rows(rows)
 
     def mean(self) -> Tensor:
@@ -120,7 +123,7 @@ class Assignment:
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
         ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
-        parts = (self.within[first:end] for first, end in pairwise(ends))
+        parts = (self.within[first:end] for first, end in itertools.pairwise(ends))
         return [Assignment(self.scores, self.offset_K, self.temperature, part) for part in parts]
 
 
@@ -129,11 +132,11 @@ class Chunk(NamedTuple):
 
     Attributes:
         rows: Indices of the student's rows, or a slice.
-        targets: Makes their targets, (n, K); each sums to the row's mass.
+        targets: Makes the targets of some of these rows, (n, K); each sums to the row's mass.
     """
 
     rows: Tensor | slice
-    targets: Callable[[], Tensor]
+    targets: Callable[[slice], Tensor]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -156,12 +159,16 @@ class _CrossEntropy(torch.autograd.Function):
         prototypes_gradient = torch.zeros_like(prototypes_KD)
         loss_N = torch.zeros_like(weight_N)
         for rows, targets in chunks:
-            part, p_NK, mass = unit[rows], targets(), mass_N[rows]
-            logits = functional.linear(part, prototypes).float().div_(temperature)
-            normaliser = torch.logsumexp(logits, dim=1)
-            loss_N[rows] = mass * normaliser - torch.linalg.vecdot(p_NK, logits)
-            gradient = logits.sub_(normaliser.unsqueeze(1)).exp_().mul_(mass.unsqueeze(1)).sub_(p_NK)
-            gradient = gradient.mul_((weight_N[rows] / temperature).unsqueeze(1)).to(compute)
+            part, mass, scale = unit[rows], mass_N[rows].unsqueeze(1), (weight_N[rows] / temperature).unsqueeze(1)
+            logits = functional.linear(part, prototypes).float()
+            losses = torch.empty(len(logits), device=logits.device)
+            for some in chunked(len(logits), cached_rows(logits)):
+                p_NK, x_NK = targets(some), logits[some].div_(temperature)
+                normaliser = torch.logsumexp(x_NK, dim=1, keepdim=True)
+                losses[some] = (mass[some] * normaliser).squeeze(1) - torch.linalg.vecdot(p_NK, x_NK)
+                x_NK.sub_(normaliser).exp_().mul_(mass[some]).sub_(p_NK).mul_(scale[some])
+            loss_N[rows] = losses
+            gradient = logits.to(compute)
             unit_gradient[rows] = (gradient @ prototypes).to(unit_gradient.dtype)
             if compute == prototypes_gradient.dtype:
                 prototypes_gradient.addmm_(gradient.T, part)
@@ -202,3 +209,11 @@ def chunked(num_rows: int, chunk_rows: int) -> Iterator[slice]:
     """Yield slices of at most so many rows."""
     for first in range(0, num_rows, chunk_rows):
         yield slice(first, min(num_rows, first + chunk_rows))
+
+
+def cached_rows(x_NK: Tensor) -> int:
+    """Return how many rows to work on at a time: all on a GPU, on a CPU what fits into its cache.
+
+    One core does the passes of a cross-entropy in a third of the time that they take over whole scores in memory.
+    """
+    return len(x_NK) if x_NK.is_cuda else max(1, _CACHED_VALUES // x_NK.shape[1])

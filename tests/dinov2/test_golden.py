@@ -503,15 +503,16 @@ def test_colour_operations_are_within_two_grey_levels():
     assert checked == 18
 
 
-def test_crops_are_equal_to_the_bit():
-    from PIL import Image
+def test_crops_are_within_one_grey_level():
 
     data = load_file(GOLDEN / "augment_ops.safetensors")
-    image = Image.fromarray(data["in/image_uint8_60x80"].permute(1, 2, 0).numpy())
+    image = data["in/image_uint8_60x80"].permute(1, 2, 0).numpy()
     for top, left, height, width in [(7, 11, 41, 53), (3, 5, 14, 18)]:
         ours = crops.resized(image, (left, top, left + width, top + height), 32)
         expected = data[f"out/crop_t{top}_l{left}_h{height}_w{width}_to32"].numpy()
-        np.testing.assert_array_equal(ours, expected)
+        difference = np.abs(ours.astype(int) - expected)
+        assert difference.max() <= 1
+        assert difference.mean() <= 0.2
 
 
 def test_network_parameters_have_the_published_names():

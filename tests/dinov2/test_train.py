@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from curation.config import dump, load
@@ -20,7 +21,7 @@ from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
 
 REPO = Path(__file__).parents[2]
-TIMES = {"images_per_s"}
+TIMES = {"images_per_s", "peak_memory_gb"}
 
 
 def lines(output):
@@ -176,6 +177,53 @@ def test_the_newest_checkpoints_are_kept(uninterrupted):
     assert names == [f"step_{step:08d}.{kind}" for step in (6, 8) for kind in ("json", "safetensors")]
 
 
+def test_the_best_checkpoint_is_kept_beside_the_newest(manifest, settings, tmp_path):
+    changes = {"checkpoint": {"every_steps": 2, "keep": 1, "best_metric": "rank"}}
+    done = []
+    for resume in (False, True):  # what is best survives an interruption
+        train(
+            manifest,
+            settings(**changes),
+            tmp_path,
+            resume=resume,
+            device="cpu",
+            on_step=done.append,
+            should_stop=lambda: len(done) == 5,
+        )
+    best = max(done, key=lambda report: report.figures["rank"])
+
+    kept = {path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")}
+    assert kept == {f"step_{step:08d}.safetensors" for step in (best.step, 8)}
+    tensors = load_file(tmp_path / "checkpoints" / f"step_{best.step:08d}.safetensors")
+    teacher = load_file(tmp_path / "teacher_best.safetensors")
+    assert teacher["norm.weight"].equal(tensors["teacher/backbone.norm.weight"])
+    newest = json.loads((tmp_path / "checkpoints/step_00000008.json").read_text())
+    assert newest["progress"]["best"] == {"step": best.step, "metric": "rank", "value": best.figures["rank"]}
+    assert newest["sample_cursor"] == 8 * 4
+    assert [source["digest"] for source in newest["manifests"]] == ["ab" * 32]
+
+
+@pytest.mark.parametrize("reading", ["ranged", "streaming"])
+def test_a_mixture_resumes_to_the_bit_wherever_its_manifests_are(make_manifest, settings, jpegs, tmp_path, reading):
+    def config(folder, weight=1.0):
+        entries = [
+            {"path": str(tmp_path / folder / name / "manifest/manifest.parquet"), "weight": weight}
+            for name, weight in (("a", 3.0), ("b", weight))
+        ]
+        data = {"batch_size": 4, "manifests": entries, "reading": reading, "chunk_images": 3, "window_chunks": 2}
+        return settings(data=data, schedule__steps=4)
+
+    make_manifest(tmp_path / "here" / "a", jpegs[:8], digest=b"aa" * 32)
+    make_manifest(tmp_path / "here" / "b", jpegs[8:], digest=b"bb" * 32)
+    whole = train(None, config("here"), tmp_path / "whole", resume=False, device="cpu")
+    train(None, config("here"), tmp_path / "parts", resume=False, device="cpu", should_stop=lambda: True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(TrainError, match=r"weight 1\), but this one is .*weight 2\)"):
+        train(None, config("there", 2.0), tmp_path / "parts", resume=True, device="cpu")
+
+    assert_same_run(whole, train(None, config("there"), tmp_path / "parts", resume=True, device="cpu"))
+
+
 def test_every_line_of_the_log_is_complete(uninterrupted):
     log = lines(uninterrupted.log.parent)
 
@@ -254,6 +302,28 @@ def test_a_missing_tar_is_named(make_manifest, settings, jpegs, tmp_path):
 
     with pytest.raises(TrainError, match=r"1 of 2 tars are missing, such as .*00000001\.tar"):
         train(str(manifest), settings(), tmp_path / "run", resume=False, device="cpu")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_that_goes_missing_stops_the_run_and_loses_no_step(
+    make_manifest, settings, uninterrupted, jpegs, tmp_path, workers
+):
+    manifest = str(make_manifest(tmp_path / "data", jpegs))
+    tar, away = tmp_path / "data/images/00000001.tar", tmp_path / "away.tar"
+    config = settings(data__workers=workers, data__prefetch_batches=1)
+    done = []
+
+    def lose_the_tar(report):
+        done.append(report.step)
+        if report.step == 4:
+            tar.rename(away)
+
+    with pytest.raises(TrainError, match=r"00000001\.tar is not there; put it back beside the manifest"):
+        train(manifest, config, tmp_path / "run", resume=False, device="cpu", on_step=lose_the_tar)
+    assert (tmp_path / f"run/checkpoints/step_{done[-1]:08d}.json").exists()
+    away.rename(tar)
+
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path / "run", resume=True, device="cpu"))
 
 
 def test_another_manifest_is_not_resumed(make_manifest, manifest, settings, jpegs, tmp_path):
@@ -350,18 +420,26 @@ sys.exit(cli.main())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(manifest, settings, uninterrupted, tmp_path):
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(
+    manifest, settings, uninterrupted, tmp_path, monkeypatch, kind
+):
     marker = tmp_path / "checkpoints" / ".step_00000006.json.writing"
 
-    def fill_the_disk(report):
-        if report.step == 6:
-            marker.symlink_to("/dev/full")
+    def no_space(*_, **__):  # in the words of safetensors on a file system that is full
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(
-        DiskFullError, match=r"no space left for step_00000006\.json; free some and go on with --resume"
-    ):
+    def fill_the_disk(report):
+        if report.step == 6 and kind == "json":
+            marker.symlink_to("/dev/full")
+        elif report.step == 6:
+            monkeypatch.setattr("curation.dinov2.checkpoint.save_file", no_space)
+
+    with pytest.raises(DiskFullError, match=r"no space left for \S+; free some and go on with --resume"):
         train(manifest, settings(), tmp_path, resume=False, device="cpu", on_step=fill_the_disk)
+    monkeypatch.undo()
     assert not marker.is_symlink()
+    assert load_file(tmp_path / "checkpoints/step_00000003.safetensors")
     assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
 
 

@@ -290,9 +290,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export_model(options: argparse.Namespace) -> int:
-    from curation.dinov2.export import FORMATS, read_backbone
+    from curation.dinov2.export import FORMATS, at_size, read_backbone
 
     backbone, config, step = read_backbone(Path(options.run), options.network)
+    if options.image_px is not None:
+        backbone = at_size(backbone, options.image_px)
     output = Path(options.output)
     FORMATS[options.format](backbone, config, step, output)
     print(f"{options.format}  {output}  ({options.network} after {step} steps)")
@@ -559,6 +561,11 @@ def _parser() -> argparse.ArgumentParser:
         help="timm and transformers make a folder, the others a file",
     )
     export.add_argument("--output", required=True, help="the folder or file")
+    export.add_argument(
+        "--image-px",
+        type=_positive,
+        help="side of the images that torchscript and onnx take, and of the stored positions; default: as trained",
+    )
     export.add_argument("--network", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
 
     _add_evaluate(commands)

@@ -25,7 +25,7 @@ COMMANDS = {
     "config": ["--config", "--set"],
     "models": [],
     "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
-    "export-model": ["--run", "--format", "--output", "--network"],
+    "export-model": ["--run", "--format", "--output", "--image-px", "--network"],
     "evaluate": ["--run", "--backbone", "--data", "--test", "--tasks", "--output", "--network", "--device",
                  "--accept-license", "--set"],
     "demo": ["--folder", "--port", "--workers"],

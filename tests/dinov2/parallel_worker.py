@@ -11,6 +11,7 @@ from torch import distributed
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import ManifestImages
 from curation.dinov2.train import train
+from curation.errors import CurationError
 
 rank, size, store, jobs = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 torch.set_num_threads(1)
@@ -26,12 +27,15 @@ if "TEST_SAMPLES" in os.environ:
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
 for job in jobs:
     seen = []
-    train(
-        job["manifest"],
-        TrainConfig.model_validate_json(json.dumps(job["config"])),
-        Path(job["output"]),
-        resume=job["resume"],
-        device="cpu",
-        should_stop=lambda seen=seen, job=job: seen.append(1) or len(seen) == job["stop_after"],
-    )
+    try:
+        train(
+            job["manifest"],
+            TrainConfig.model_validate_json(json.dumps(job["config"])),
+            Path(job["output"]),
+            resume=job["resume"],
+            device="cpu",
+            should_stop=lambda seen=seen, job=job: seen.append(1) or len(seen) == job["stop_after"],
+        )
+    except CurationError as error:
+        Path(f"{job['output']}.{rank}.error").write_text(str(error))
 distributed.destroy_process_group()

@@ -35,6 +35,7 @@ def run_together(folder, jobs, size=2):
     ]
     outputs = [worker.communicate(timeout=300)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0] * size, "\n".join(outputs)
+    return {path.name: path.read_text() for path in folder.glob("*.error")}
 
 
 def job(manifest, config, output, resume=False, stop_after=-1):
@@ -82,7 +83,8 @@ def test_two_processes_give_the_losses_of_one(manifest, settings, tmp_path, vari
     cut = of(settings, variant, parallel="fsdp", activation_checkpointing=True)
     together = {"copies": one, "copies_and_parts": both, "cut": cut}
     train(manifest, one, tmp_path / "alone", resume=False, device="cpu")
-    run_together(tmp_path, [job(manifest, config, tmp_path / name) for name, config in together.items()])
+    jobs = [job(manifest, config, tmp_path / name) for name, config in together.items()]
+    assert run_together(tmp_path, jobs) == {}
 
     for name in together:
         assert_same_losses(tmp_path / "alone", tmp_path / name)
@@ -98,7 +100,7 @@ def test_a_run_goes_on_with_another_number_of_processes(manifest, settings, tmp_
     samples_of(tmp_path / "changing", monkeypatch)
     train(manifest, config, tmp_path / "changing", resume=False, device="cpu", should_stop=stop_after(stops[0]))
     first = job(manifest, cut, tmp_path / "changing", resume=True, stop_after=stops[1] - stops[0])
-    run_together(tmp_path, [first])
+    assert run_together(tmp_path, [first]) == {}
     assert len(losses(tmp_path / "changing")) == stops[1]
     train(manifest, config, tmp_path / "changing", resume=True, device="cpu")
 
@@ -142,11 +144,15 @@ def test_a_student_is_distilled_alike_by_one_process_and_two(manifest, settings,
         "model": {"dim": 16, "depth": 1, "heads": 2, "patch_px": 8, "layer_scale": 1.0},
         "losses": {"masked_share": 0},
     }
-    jobs = {kind: of(settings, "sinkhorn_knopp", **student, parallel=kind) for kind in ("ddp", "fsdp")}
-    train(manifest, jobs["ddp"], tmp_path / "alone", resume=False, device="cpu")
-    run_together(tmp_path, [job(manifest, config, tmp_path / name) for name, config in jobs.items()])
+    configs = {kind: of(settings, "sinkhorn_knopp", **student, parallel=kind) for kind in ("ddp", "fsdp")}
+    train(manifest, configs["ddp"], tmp_path / "alone", resume=False, device="cpu")
+    refused = job(manifest, configs["ddp"], tmp_path / "alone")  # by the first process, which alone looks
+    jobs = [refused, *[job(manifest, config, tmp_path / name) for name, config in configs.items()]]
+    errors = run_together(tmp_path, jobs)
 
-    for name in jobs:
+    assert "is not empty; go on with --resume" in errors.pop("alone.0.error")
+    assert errors == {"alone.1.error": "another process failed; its message says why"}
+    for name in configs:
         assert_same_losses(tmp_path / "alone", tmp_path / name)
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from curation.config import dump, load
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
 
@@ -369,6 +370,53 @@ def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, sett
         train(manifest, config, tmp_path, resume=True, device="cpu")
     last = lines(tmp_path)[-1]
     assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
+
+
+def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings, tmp_path, monkeypatch):
+    calls = []
+
+    def with_nan(views, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            views[0][0, 0, 0, 0] = float("nan")
+        return inputs_of(views, *arguments, **options)
+
+    inputs_of = Inputs.of
+    monkeypatch.setattr(Inputs, "of", with_nan)
+    config = settings(losses={"centring": "softmax"}, checkpoint__every_steps=1, checkpoint__keep=8)
+    result = train(manifest, config, tmp_path, resume=False, device="cpu")
+    before, after = (load_file(tmp_path / f"checkpoints/step_{step:08d}.safetensors") for step in (2, 3))
+
+    assert [line["skipped"] for line in lines(tmp_path)] == [step == 2 for step in range(8)]
+    assert lines(tmp_path)[-1]["skipped_steps"] == 1
+    assert all(value.equal(after[name]) for name, value in before.items())
+    assert all(value.isfinite().all() for value in newest_tensors(result).values())
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterrupted, tmp_path):
+    (tmp_path / "my.yaml").write_text(dump(settings()))
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}  # as many as here
+    command = [sys.executable, "-c", SLOWLY, "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
+    command += ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith('{"step": 1')  # it says each step; then it is asked to end
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+
+    assert (process.returncode, "interrupted" in said) == (130, True)
+    assert list((tmp_path / "run/checkpoints").glob("*.safetensors"))
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path / "run", resume=True, device="cpu"))
+
+
+# The command, whose steps take as long as those of a larger model.
+SLOWLY = """
+import sys, time
+from curation import cli
+from curation.dinov2.train import Inputs
+inputs_of = Inputs.of
+Inputs.of = lambda *arguments, **options: time.sleep(0.5) or inputs_of(*arguments, **options)
+sys.exit(cli.main())
+"""
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -118,7 +118,11 @@ class Assignment:
 
     def softmax(self, scores_NK: Tensor) -> Tensor:
         """Return what scores are assigned to."""
-        return torch.softmax((scores_NK - self.offset_K) / self.temperature, dim=1)
+        return torch.softmax(self.logits(scores_NK), dim=1)
+
+    def logits(self, scores_NK: Tensor) -> Tensor:
+        """Return what a softmax makes the assignment of."""
+        return (scores_NK - self.offset_K).div_(self.temperature)
 
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
@@ -156,7 +160,7 @@ class _CrossEntropy(torch.autograd.Function):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else unit_ND.dtype
         unit, prototypes = unit_ND.to(compute), prototypes_KD.to(compute)
         unit_gradient = torch.zeros_like(unit_ND)
-        prototypes_gradient = torch.zeros_like(prototypes_KD)
+        prototypes_gradient: Tensor | None = None
         loss_N = torch.zeros_like(weight_N)
         for rows, targets in chunks:
             part, mass, scale = unit[rows], mass_N[rows].unsqueeze(1), (weight_N[rows] / temperature).unsqueeze(1)
@@ -170,10 +174,14 @@ class _CrossEntropy(torch.autograd.Function):
             loss_N[rows] = losses
             gradient = logits.to(compute)
             unit_gradient[rows] = (gradient @ prototypes).to(unit_gradient.dtype)
-            if compute == prototypes_gradient.dtype:
+            if prototypes_gradient is None:
+                prototypes_gradient = (gradient.T @ part).to(prototypes_KD.dtype)
+            elif compute == prototypes_gradient.dtype:
                 prototypes_gradient.addmm_(gradient.T, part)
             else:
                 prototypes_gradient += gradient.T @ part
+        if prototypes_gradient is None:  # no rows
+            prototypes_gradient = torch.zeros_like(prototypes_KD)
         ctx.gradients = unit_gradient, prototypes_gradient
         ctx.mark_non_differentiable(loss_N)
         return (weight_N * loss_N).sum(), loss_N

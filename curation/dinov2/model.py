@@ -197,7 +197,7 @@ def stacked(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
 
 def unstacked(x_TD: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     """Return what ``stacked`` was given."""
-    parts = x_TD.split([views * tokens for views, tokens in sizes])
+    parts = torch.split(x_TD, [views * tokens for views, tokens in sizes])
     return [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
 
 

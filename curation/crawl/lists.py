@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.config import InputConfig
-from curation.crawl.sets import Report, expand
+from curation.crawl.sets import Report
 from curation.crawl.urls import normalise
 from curation.errors import InputError, LinkError
+from curation.local_files import expand
 
 _SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
 _MAX_LINE_CHARS = 1 << 16

@@ -11,9 +11,10 @@ from curation.crawl.client import Answer, Client
 from curation.crawl.extract import PageImages, decode_html, extract
 from curation.crawl.fetcher import Visitor
 from curation.crawl.links import Link
-from curation.crawl.sets import Report, expand
+from curation.crawl.sets import Report
 from curation.crawl.urls import normalise
 from curation.errors import InputError, LinkError
+from curation.local_files import expand
 
 _ACCEPT_PAGES = "text/html,application/xhtml+xml;q=0.9,*/*;q=0.1"
 _HTML_SUFFIXES = frozenset({".html", ".htm", ".xhtml"})

@@ -107,7 +107,7 @@ def _coloured(x_N3HW: Tensor, steps: ColourPlan) -> Tensor:
         for index, operation in enumerate((brightness, contrast, saturation, hue)):
             chosen = steps.jitter_N & (steps.order_N4[:, place] == index)
             x = _on(x, chosen, operation, steps.factors_N4[:, index].reshape(-1, 1, 1, 1))
-    x = _on(x, steps.grey_N, lambda some: grey(some).expand(-1, 3, -1, -1))
+    x = _on(x, steps.grey_N, lambda some: grey(some).repeat(1, 3, 1, 1))  # written to next
     x = _on(x, steps.sigma_N > 0, blur, steps.sigma_N)
     return _on(x, steps.solarise_N, solarise)
 

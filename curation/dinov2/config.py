@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, Self
 from pydantic import Field, model_validator
 
 from curation.config import ImagesConfig, Settings
+from curation.dinov2.evaluate.config import LabelledConfig
 
 
 class Shape(NamedTuple):
@@ -261,6 +262,37 @@ class DataConfig(Settings):
         return self
 
 
+class SmallSetConfig(LabelledConfig):
+    """A labelled set small enough to look at while training."""
+
+    max_train: int | None = Field(5_000, ge=2, description="At most so many images, drawn by the seed; null: all.")
+    max_test: int | None = Field(1_000, ge=1, description="At most so many images, drawn by the seed; null: all.")
+
+
+class KnnMonitorConfig(Settings):
+    """A small k-NN of the teacher while it trains; each process works through all of it."""
+
+    data: SmallSetConfig
+    every_steps: int = Field(1_000, ge=1, description="Also after the last step.")
+    k: int = Field(20, ge=1, description="Neighbours that vote.")
+    temperature: float = Field(0.07, gt=0, description="A neighbour of cosine s counts exp(s / temperature).")
+    crop_share: float = Field(0.875, gt=0, le=1, description="Side of the central square / short side.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    workers: int = Field(2, ge=1, le=256, description="Threads that decode; no effect on results.")
+
+
+class MonitorsConfig(Settings):
+    """What is watched while training; nothing here changes weights."""
+
+    every_steps: int = Field(
+        10, ge=1, description="Steps from one look at rank, spectrum, distances and prototypes to the next."
+    )
+    knn: KnnMonitorConfig | None = Field(None, description="A labelled set to look at; null: none.")
+    tensorboard: bool = Field(
+        False, description="Write event files to tensorboard/ of the output; needs the package tensorboard."
+    )
+
+
 class CheckpointConfig(Settings):
     """When state is saved."""
 
@@ -365,6 +397,7 @@ class TrainConfig(Settings):
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     images: ImagesConfig = Field(default_factory=ImagesConfig)
+    monitors: MonitorsConfig = Field(default_factory=MonitorsConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ class Attention(nn.Module):
             wanted_W: Tokens whose result is wanted; None: all.
         """
         dim = x_TD.shape[1]
-        parts = self.qkv(x_TD).split([views * tokens for views, tokens in sizes])
+        parts = torch.split(self.qkv(x_TD), [views * tokens for views, tokens in sizes])
         attended = []
         for part, (views, tokens) in zip(parts, sizes, strict=True):
             if not views:  # no row of this stack runs the branch
@@ -198,7 +198,7 @@ def stacked(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
 def unstacked(x_TD: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
     """Return what ``stacked`` was given."""
     parts = torch.split(x_TD, [views * tokens for views, tokens in sizes])
-    return [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
+    return [part.view(*size, x_TD.shape[1]) for part, size in zip(parts, sizes, strict=True)]
 
 
 class VisionTransformer(nn.Module):

@@ -85,11 +85,17 @@ class Outcome:
 
 @torch.no_grad()
 def teacher_targets(
-    teacher: nn.Module, parts: Sequence[Inputs], temperature: float, config: LossesConfig, centrings: Centrings
+    teacher: nn.Module,
+    parts: Sequence[Inputs],
+    temperature: float,
+    config: LossesConfig,
+    centrings: Centrings,
+    watchers: World | None = None,
 ) -> tuple[list[Targets], dict[str, Tensor]]:
     """Return the teacher's targets for each part of the batch, and figures about the teacher.
 
-    It sees whole global crops only.
+    It sees whole global crops only. What takes a look at all of the step is figured out where ``watchers``, the
+    processes that train together, are given.
     """
     answers: list[Answers] = [
         teacher(inputs.views[:1], None, inputs.masked_M if config.ibot_weight else None) for inputs in parts
@@ -97,11 +103,9 @@ def teacher_targets(
     class_tokens = _together([answer.class_tokens for answer in answers])
     scores = Scores(class_tokens, config.chunk_rows)
     dino = centrings.dino.assign(scores, temperature)
-    figures = {
-        "teacher_entropy": monitors.entropy(dino),
-        "prototypes_used": monitors.prototypes_used(scores),
-        "rank": monitors.effective_rank(torch.cat([answer.cls_ND for answer in answers])),
-    }
+    figures = {"teacher_entropy": monitors.entropy(dino)}
+    if watchers is not None:
+        figures |= monitors.of_teacher(dino, [answer.cls_ND for answer in answers], watchers)
     ibot: Sequence[Assignment | None] = [None] * len(parts)
     patches = [answer.patches for answer in answers if answer.patches is not None]
     if patches:

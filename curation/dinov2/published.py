@@ -34,7 +34,7 @@ def load_weights(backbone: VisionTransformer, path: Path) -> None:
     Raises:
         TrainError: The file cannot be read, or its weights are those of another shape.
     """
-    state = _tensors(path)
+    state = tensors(path)
     try:
         state = names.ours(state)
         fit(state, backbone)
@@ -96,11 +96,12 @@ def digest(path: Path) -> str:
         raise TrainError(f"{file}: cannot be read: {error}") from error
 
 
-def _file(path: Path) -> Path:
-    return path / "model.safetensors" if path.is_dir() else path
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file or folder under its own names, without wrappers, prefixes and classifiers.
 
-
-def _tensors(path: Path) -> dict[str, Tensor]:
+    Raises:
+        TrainError: It cannot be read.
+    """
     file = _file(path)
     try:
         loaded: Any = (
@@ -109,7 +110,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainError(f"{file}: cannot be read as tensors: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split()).partition(". ")[0]  # PyTorch goes on to advise reading it unsafely
+        raise TrainError(f"{file}: cannot be read as tensors: {reason}") from error
     for key in _WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
@@ -120,6 +122,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         if any(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return {name: value for name, value in state.items() if not name.startswith(_CLASSIFIER)}
+
+
+def _file(path: Path) -> Path:
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _described(state: Mapping[str, Tensor]) -> str:

@@ -35,7 +35,7 @@ class Projected(NamedTuple):
 
     def split(self, sizes: Sequence[int]) -> list["Projected"]:
         """Return consecutive parts of so many rows each."""
-        return [Projected(part, self.prototypes_KD) for part in self.unit_ND.split(list(sizes))]
+        return [Projected(part, self.prototypes_KD) for part in torch.split(self.unit_ND, list(sizes))]
 
 
 class Scores:
@@ -205,7 +205,8 @@ def cross_entropy(
         weight_N: Of each row.
         temperature: The student's.
     """
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(*student, chunks, mass_N, weight_N, temperature)
+    apply: Any = _CrossEntropy.apply  # typed in some builds of PyTorch only
+    result: tuple[Tensor, Tensor] = apply(*student, chunks, mass_N, weight_N, temperature)
     return result
 
 

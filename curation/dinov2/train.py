@@ -10,10 +10,9 @@ Source:
 
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +33,8 @@ from curation.dinov2.checkpoint import (
 )
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, open_manifests, shares
+from curation.dinov2.device import device_of, peak_memory_bytes
+from curation.dinov2.event_files import EventFiles
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
@@ -41,6 +42,7 @@ from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, object
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
+from curation.dinov2.watch import Watch
 from curation.dinov2.world import World
 from curation.errors import TrainError
 
@@ -55,6 +57,7 @@ FREE_SETTINGS = (
     "data.workers",
     "distillation.teacher",  # where it lies; its digest is compared
     "losses.chunk_rows",
+    "monitors.",
     "optim.max_nonfinite_steps",
     "parallel",
     "ray.",
@@ -114,7 +117,7 @@ def train(
         TrainError: If the manifest cannot be used, the folder holds another run, or losses stay non-finite.
         DiskFullError: If a checkpoint does not fit; earlier ones stay.
     """
-    target = _device(device)
+    target = device_of(device)
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
@@ -135,18 +138,6 @@ def train(
     finally:
         if is_own_group:
             world.leave()
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda" and device.index is None:  # torchrun numbers the processes of a machine
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
-        raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
-    return device
 
 
 def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:
@@ -215,6 +206,7 @@ class _Run:
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
+        self._watch = Watch(config, device)
 
     def restore(self) -> None:
         """Take over the newest checkpoint; where there is none, what the run is to begin with."""
@@ -231,6 +223,7 @@ class _Run:
         except (RuntimeError, KeyError) as error:
             raise TrainError(f"{path}: does not fit these settings: {error}") from error
         self.progress, self._saved = progress, path
+        self._watch.recall(self._output / "log.jsonl", progress.step)
         _log.info("going on from %s", path)
 
     def go(
@@ -243,16 +236,20 @@ class _Run:
         num_steps = self._config.schedule.steps
         started = time.perf_counter()
         is_first = self._world.rank == 0
-        with StepLog(self._output / "log.jsonl", self.progress.step) if is_first else nullcontext() as log:
+        with ExitStack() as files:
+            logs = list(self._logs()) if is_first else []
+            for log in logs:
+                files.enter_context(log)
             for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
                 report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
+                report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
-                if log is not None:
+                for log in logs:
                     log.write(report)
-                if on_step is not None and is_first:
-                    on_step(report)
+                if is_first:
+                    (on_step or _say)(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
                 is_best = self._is_best(report)
@@ -263,6 +260,17 @@ class _Run:
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
                     return
+
+    def _logs(self) -> Iterator[StepLog | EventFiles]:
+        yield StepLog(self._output / "log.jsonl", self.progress.step)
+        if self._config.monitors.tensorboard:
+            yield EventFiles(self._output / "tensorboard", self.progress.step)
+
+    def _encoded(self, x_N3HW: Tensor) -> Tensor:
+        """Return the teacher's class tokens, by way of the whole network: its parts may lie in other processes."""
+        with torch.no_grad(), self._precision():
+            answers: Answers = self._teacher([x_N3HW], None, None)
+        return answers.cls_ND
 
     def _read(self, batches: Batches) -> Iterator[list[Batch]]:
         """Yield the batches that are left; where one cannot be read, what was learned so far is saved first."""
@@ -297,7 +305,10 @@ class _Run:
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():
-            targets, figures = teacher_targets(self._guide, inputs, now.teacher_temp, config.losses, self._centrings)
+            watchers = self._world if self._watch.is_due(step + 1) else None
+            targets, figures = teacher_targets(
+                self._guide, inputs, now.teacher_temp, config.losses, self._centrings, watchers
+            )
         self._optimizer.zero_grad()
         for part_figures in self._backward(inputs, kept, targets):
             for name, value in part_figures.items():
@@ -360,7 +371,9 @@ class _Run:
         num_replaced += before.num_replaced
         num_skipped = before.num_skipped + skipped
         figures |= {**vars(now), "replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
-        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures)
+        figures |= self._watch.knn_figures(step + 1, self._encoded)
+        warnings = self._watch.warnings(step + 1, figures)
+        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures, warnings)
         self.progress = Progress(
             step=report.step,
             num_updates=self._optimizer.num_updates,
@@ -402,11 +415,7 @@ class _Run:
         return True
 
     def _save(self, is_best: bool) -> None:
-        networks = (("student", self._student), ("teacher", self._teacher))
-        tensors = {
-            f"{kind}/{name}": whole(value) for kind, network in networks for name, value in network.state_dict().items()
-        }
-        tensors |= {**self._optimizer.state(), **self._centrings.state()}
+        tensors = self._gathered()
         self._write_teacher("teacher.safetensors")
         if is_best:
             self._write_teacher("teacher_best.safetensors")
@@ -415,12 +424,29 @@ class _Run:
             if self._world.rank == 0:
                 self._checkpoints.save(self.progress, tensors)
 
+    def _gathered(self) -> dict[str, Tensor]:
+        """Return the first process's checkpoint, on the CPU; a tensor at a time is put together on the device."""
+        networks = (("student", self._student), ("teacher", self._teacher))
+        held = {f"{kind}/{name}": value for kind, network in networks for name, value in network.state_dict().items()}
+        tensors = {}
+        for name, value in {**held, **self._optimizer.state(), **self._centrings.state()}.items():
+            full = whole(value)  # where it is in parts all processes must ask
+            if self._world.rank == 0:
+                tensors[name] = full.detach().cpu()
+        return tensors
+
     def _write_teacher(self, name: str) -> None:
         backbone = self._teacher.backbone
         state = export.timm_state(backbone)  # of all processes
         with self._world.together():
             if self._world.rank == 0:
                 write_tensors(self._output / name, state, export.metadata(backbone, self.progress.step))
+
+
+def _say(report: StepReport) -> None:
+    """Stand in for a caller that takes no reports: warnings must not be lost."""
+    for warning in report.warnings:
+        _log.warning("%s", warning)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

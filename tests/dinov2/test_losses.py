@@ -170,9 +170,24 @@ def test_effective_rank_counts_equal_directions(rank):
     x = torch.zeros(12, 8)
     x[torch.arange(12), torch.arange(12) % rank] = 2.0
 
-    assert monitors.effective_rank(x).item() == pytest.approx(rank, rel=1e-4)
+    assert monitors.spectra(x)[0].item() == pytest.approx(rank, rel=1e-4)
 
 
 def test_prototypes_used_counts_different_winners():
-    assert monitors.prototypes_used(lazily(torch.eye(7, 8))).item() == 1
-    assert monitors.prototypes_used(lazily(torch.ones(8, 8))).item() == 0.125
+    assert monitors.prototypes_used(torch.tensor([0, 1, 2, 3]), 8).item() == 1
+    assert monitors.prototypes_used(torch.tensor([5, 5, 5, 5]), 8).item() == 0.25
+    assert monitors.prototypes_used(torch.tensor([0, 1, 0, 1]), 2).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("mean", "kl"), [([0.25] * 4, 0.0), ([1.0, 0, 0, 0], math.log(4)), ([0.5, 0.5, 0, 0], math.log(2))]
+)
+def test_kl_to_uniform_is_zero_for_equal_use_and_most_for_one_prototype(mean, kl):
+    assert monitors.kl_to_uniform(torch.tensor(mean)).item() == pytest.approx(kl, abs=1e-6)
+
+
+def test_nearest_distance_is_the_mean_to_the_nearest_other_row():
+    x = torch.tensor([[1.0, 0], [2, 0], [0, 1]])
+
+    assert monitors.nearest_distance(x).item() == pytest.approx(math.sqrt(2) / 3)
+    assert monitors.nearest_distance(torch.ones(4, 8)).item() == pytest.approx(0, abs=1e-6)

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 
 from curation.config import dump, load
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
 
 REPO = Path(__file__).parents[2]
-TIMES = {"images_per_s"}
+TIMES = {"images_per_s", "peak_memory_gb"}
 
 
 def lines(output):
@@ -371,6 +372,53 @@ def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, sett
     assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
 
 
+def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings, tmp_path, monkeypatch):
+    calls = []
+
+    def with_nan(views, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            views[0][0, 0, 0, 0] = float("nan")
+        return inputs_of(views, *arguments, **options)
+
+    inputs_of = Inputs.of
+    monkeypatch.setattr(Inputs, "of", with_nan)
+    config = settings(losses={"centring": "softmax"}, checkpoint__every_steps=1, checkpoint__keep=8)
+    result = train(manifest, config, tmp_path, resume=False, device="cpu")
+    before, after = (load_file(tmp_path / f"checkpoints/step_{step:08d}.safetensors") for step in (2, 3))
+
+    assert [line["skipped"] for line in lines(tmp_path)] == [step == 2 for step in range(8)]
+    assert lines(tmp_path)[-1]["skipped_steps"] == 1
+    assert all(value.equal(after[name]) for name, value in before.items())
+    assert all(value.isfinite().all() for value in newest_tensors(result).values())
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterrupted, tmp_path):
+    (tmp_path / "my.yaml").write_text(dump(settings()))
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}  # as many as here
+    command = [sys.executable, "-c", SLOWLY, "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
+    command += ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr.readline().startswith('{"step": 1')  # it says each step; then it is asked to end
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+
+    assert (process.returncode, "interrupted" in said) == (130, True)
+    assert list((tmp_path / "run/checkpoints").glob("*.safetensors"))
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path / "run", resume=True, device="cpu"))
+
+
+# The command, whose steps take as long as those of a larger model.
+SLOWLY = """
+import sys, time
+from curation import cli
+from curation.dinov2.train import Inputs
+inputs_of = Inputs.of
+Inputs.of = lambda *arguments, **options: time.sleep(0.5) or inputs_of(*arguments, **options)
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("kind", ["json", "safetensors"])
 def test_a_full_disk_is_one_clear_line_and_loses_nothing(
@@ -403,6 +451,42 @@ def test_the_loss_goes_down_and_the_teacher_does_not_collapse(manifest, settings
 
     assert last < first - 0.1
     assert 0.1 * math.log(32) < log[-1]["teacher_entropy"] < 0.97 * math.log(32)
+
+
+def test_scores_in_chunks_give_the_losses_of_all_at_once(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(losses__chunk_rows=3), tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def test_activation_checkpointing_changes_nothing(manifest, settings, uninterrupted, tmp_path):
+    config = settings(activation_checkpointing=True)
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path, resume=False, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_losses_of_others(manifest, settings, uninterrupted, tmp_path, recompute):
+    config = settings(compile=True, activation_checkpointing=recompute)
+    train(manifest, config, tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def assert_close_losses(output, result):
+    ours, theirs = lines(output), lines(result.log.parent)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in other:
+            if name.startswith("loss"):
+                assert one[name] == pytest.approx(other[name], abs=1e-5), name
+
+
+def test_bfloat16_stays_near_float32(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(precision="bfloat16"), tmp_path, resume=False, device="cpu")
+    for one, other in zip(lines(tmp_path), lines(uninterrupted.log.parent), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
 
 
 def test_the_demo_settings_are_valid():

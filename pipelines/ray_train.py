@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 
 def train_on_ray(
-    manifest: str,
+    manifest: str | None,
     config: TrainConfig,
     output: Path,
     *,
@@ -46,7 +46,7 @@ def train_on_ray(
     """Train as ``curation.dinov2.train.train`` does, in ``config.ray.workers`` processes of a cluster.
 
     Args:
-        manifest: Path or URL; every node must be able to read it.
+        manifest: Path or URL; every node must be able to read it. None: those of ``data.manifests``.
         config: Settings.
         output: Folder that every node sees.
         address: Of the cluster, such as ``auto``; None starts one on this machine.
@@ -105,7 +105,7 @@ class _Group:
 
     def train(
         self,
-        arguments: tuple[str, str, str],
+        arguments: tuple[str | None, str, str],
         resume: bool,
         on_step: Callable[[StepReport], None] | None,
         should_stop: Callable[[], bool] | None,
@@ -174,7 +174,7 @@ class _Member:
         place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
 
-    def train(self, manifest: str, config: str, output: str, resume: bool) -> TrainResult:
+    def train(self, manifest: str | None, config: str, output: str, resume: bool) -> TrainResult:
         return train(
             manifest,
             settings.parse(TrainConfig, yaml.safe_load(config), "train.yaml"),

@@ -107,7 +107,7 @@ def _coloured(x_N3HW: Tensor, steps: ColourPlan) -> Tensor:
         for index, operation in enumerate((brightness, contrast, saturation, hue)):
             chosen = steps.jitter_N & (steps.order_N4[:, place] == index)
             x = _on(x, chosen, operation, steps.factors_N4[:, index].reshape(-1, 1, 1, 1))
-    x = _on(x, steps.grey_N, lambda some: grey(some).expand(-1, 3, -1, -1))
+    x = _on(x, steps.grey_N, lambda some: grey(some).repeat(1, 3, 1, 1))  # written to next
     x = _on(x, steps.sigma_N > 0, blur, steps.sigma_N)
     return _on(x, steps.solarise_N, solarise)
 
@@ -127,8 +127,9 @@ def _on(x_N3HW: Tensor, chosen_N: Flags, operation: Callable[..., Tensor], *numb
 
 def grey(x_N3HW: Tensor) -> Tensor:
     """Return luma, (N, 1, H, W)."""
-    red, green, blue = x_N3HW.split(1, dim=1)
-    return (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
+    red, green, blue = torch.split(x_N3HW, 1, dim=1)
+    luma: Tensor = (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
+    return luma
 
 
 def brightness(x_N3HW: Tensor, factor: Tensor) -> Tensor:
@@ -149,7 +150,7 @@ def saturation(x_N3HW: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x_N3HW: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue circle by a share of a full turn, in HSV."""
-    red, green, blue = x_N3HW.split(1, dim=1)
+    red, green, blue = torch.split(x_N3HW, 1, dim=1)
     upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, upper), torch.minimum(red, upper)
     low = torch.minimum(middle, lower)

@@ -96,9 +96,9 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments as ``exp_avg/<parameter>`` and ``exp_avg_sq/<parameter>``; none before an update."""
+        """Return the moments, as they are held, as ``exp_avg/…`` and ``exp_avg_sq/<parameter>``; none before an update."""
         return {
-            f"{moment}/{name}": whole(self._adamw.state[parameter][moment])
+            f"{moment}/{name}": self._adamw.state[parameter][moment]
             for name, parameter in self._names.items()
             for moment in ("exp_avg", "exp_avg_sq")
             if parameter in self._adamw.state

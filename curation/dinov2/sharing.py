@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.model import Block
 from curation.dinov2.network import Network
 from curation.dinov2.tensors import placed
 from curation.dinov2.world import World
@@ -23,8 +24,8 @@ def prepare(networks: Iterable[Network], config: TrainConfig) -> None:
     """Set how blocks run, before the networks are wrapped."""
     for network in networks:
         network.backbone.recomputes = config.activation_checkpointing
-        if config.compile:
-            for block in network.backbone.blocks:
+        for block in network.backbone.blocks if config.compile else ():
+            if isinstance(block, Block):
                 block.compile_forward()
 
 

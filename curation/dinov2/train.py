@@ -415,11 +415,7 @@ class _Run:
         return True
 
     def _save(self, is_best: bool) -> None:
-        networks = (("student", self._student), ("teacher", self._teacher))
-        tensors = {
-            f"{kind}/{name}": whole(value) for kind, network in networks for name, value in network.state_dict().items()
-        }
-        tensors |= {**self._optimizer.state(), **self._centrings.state()}
+        tensors = self._gathered()
         self._write_teacher("teacher.safetensors")
         if is_best:
             self._write_teacher("teacher_best.safetensors")
@@ -427,6 +423,17 @@ class _Run:
         with self._world.together():
             if self._world.rank == 0:
                 self._checkpoints.save(self.progress, tensors)
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Return the first process's checkpoint, on the CPU; a tensor at a time is put together on the device."""
+        networks = (("student", self._student), ("teacher", self._teacher))
+        held = {f"{kind}/{name}": value for kind, network in networks for name, value in network.state_dict().items()}
+        tensors = {}
+        for name, value in {**held, **self._optimizer.state(), **self._centrings.state()}.items():
+            full = whole(value)  # where it is in parts all processes must ask
+            if self._world.rank == 0:
+                tensors[name] = full.detach().cpu()
+        return tensors
 
     def _write_teacher(self, name: str) -> None:
         backbone = self._teacher.backbone

@@ -127,7 +127,7 @@ def _on(x_N3HW: Tensor, chosen_N: Flags, operation: Callable[..., Tensor], *numb
 
 def grey(x_N3HW: Tensor) -> Tensor:
     """Return luma, (N, 1, H, W)."""
-    red, green, blue = x_N3HW.split(1, dim=1)
+    red, green, blue = torch.split(x_N3HW, 1, dim=1)
     return (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
 
 
@@ -149,7 +149,7 @@ def saturation(x_N3HW: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x_N3HW: Tensor, turn: Tensor) -> Tensor:
     """Turn the hue circle by a share of a full turn, in HSV."""
-    red, green, blue = x_N3HW.split(1, dim=1)
+    red, green, blue = torch.split(x_N3HW, 1, dim=1)
     upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, upper), torch.minimum(red, upper)
     low = torch.minimum(middle, lower)

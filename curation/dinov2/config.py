@@ -211,7 +211,10 @@ class ManifestConfig(Settings):
 
     path: str = Field(min_length=1, description="Path or URL of a manifest.")
     weight: float | None = Field(
-        None, gt=0, description="Its share of the samples, relative to the others'; null: its number of images."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Its share of the samples, relative to the others'; null: its number of images.",
     )
 
 

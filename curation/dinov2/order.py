@@ -16,7 +16,8 @@ from curation.dinov2.config import DataConfig
 from curation.dinov2.randomness import Purpose, key, permuted, sample_index
 from curation.errors import TrainError
 
-MIXTURE_BLOCK = 10_000  # samples after which every manifest has had its exact share
+MIXTURE_BLOCK = 10_000  # samples after which every manifest has had its exact share; more where one has less than one
+_LARGEST_BLOCK = 10**12
 
 
 class Place(NamedTuple):
@@ -51,7 +52,10 @@ class Order:
         self._seed = seed
         self._batch_size = data.batch_size
         self._lanes = data.lanes if data.reading == "streaming" else 1
-        self._starts = np.cumsum([0, *quotas(weights, MIXTURE_BLOCK)]).tolist()
+        self._block = MIXTURE_BLOCK
+        while min(weights) * self._block < sum(weights) and self._block < _LARGEST_BLOCK:
+            self._block *= 10
+        self._starts = np.cumsum([0, *quotas(weights, self._block)]).tolist()
         self._chunks: list[ChunkOrder] | None = None
         if data.reading == "streaming":
             self._chunks = [ChunkOrder.of(size, data, seed + number) for number, size in enumerate(sizes)]
@@ -83,8 +87,8 @@ class Order:
         return Lane(number, step * width + rest)
 
     def _mixed(self, lane: Lane) -> tuple[int, Lane]:
-        block, within = divmod(lane.position, MIXTURE_BLOCK)
-        slot = permuted(within, MIXTURE_BLOCK, key(self._seed, Purpose.MIXTURE, lane.number, block))
+        block, within = divmod(lane.position, self._block)
+        slot = permuted(within, self._block, key(self._seed, Purpose.MIXTURE, lane.number, block))
         manifest = int(np.searchsorted(self._starts, slot, side="right")) - 1
         first, end = self._starts[manifest], self._starts[manifest + 1]
         return manifest, Lane(lane.number, block * (end - first) + slot - first)

@@ -49,6 +49,22 @@ def test_images_that_do_not_fit_the_patches_or_channels_are_refused():
             model([torch.zeros(shape)])
 
 
+@pytest.mark.parametrize("drops", [False, True])
+def test_chosen_tokens_are_those_of_the_whole_forward_pass(drops):
+    model = VisionTransformer(ModelConfig(**TINY, registers=3), 16)
+    views = images((16, 16), (8, 16))
+    masks = [torch.tensor([[True, False, False, True], [False] * 4]), None]
+    one, both = Kept(torch.tensor([1]), 2.0), Kept(torch.tensor([0, 1]), 1.0)
+    kept = [[(one, both), (both, one)], [(both, one), (one, one)]] if drops else None
+    patches = torch.tensor([0, 3, 6])
+
+    whole = model(views, masks, kept)
+    cls_ND, chosen_MD = model.chosen(views, masks, kept, patches)
+    torch.testing.assert_close(cls_ND, torch.cat([features.cls_ND for features in whole]))
+    torch.testing.assert_close(chosen_MD, whole[0].patches_NPD.flatten(0, 1)[patches])
+    assert model.chosen(views, masks, kept, None)[1].shape == (0, 24)
+
+
 def test_the_mask_token_hides_a_patch():
     model = VisionTransformer(ModelConfig(**TINY), 16)
     (one,) = images((16, 16))

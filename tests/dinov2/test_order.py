@@ -32,6 +32,13 @@ def test_a_mixture_has_exact_shares_and_spreads_them():
     assert max(rows[1].values()) <= 3
 
 
+def test_a_manifest_with_a_tiny_share_still_gets_it():
+    mixed = order([10**9, 6000], [2.0, 1.2e-4])  # 0.6 samples in 10,000
+    seen = Counter(mixed.at(position).manifest for position in range(100_000))
+
+    assert seen == {0: 99_994, 1: 6}
+
+
 def test_quotas_are_exact_and_refuse_what_gets_nothing():
     assert quotas([1, 1, 1], 10_000) in ([3334, 3333, 3333], [3333, 3334, 3333], [3333, 3333, 3334])
     assert quotas([0.7, 0.3], 10) == [7, 3]

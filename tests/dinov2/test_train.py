@@ -399,7 +399,9 @@ def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterr
     command = [sys.executable, "-c", SLOWLY, "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
     command += ["--output", str(tmp_path / "run"), "--device", "cpu"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith('{"event": "train", "step": 1')  # it says each step; then it is asked to end
+    assert process.stderr.readline().startswith(
+        '{"event": "train", "step": 1'
+    )  # it says each step; then it is asked to end
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
 

@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from curation.dinov2.evaluate.backbones import load_backbone
 from curation.dinov2.evaluate.config import EvaluateConfig
 from curation.dinov2.evaluate.evaluation import Row, evaluate
 from curation.dinov2.evaluate.tables import lines
+from curation.dinov2.log import read
 from curation.dinov2.train import train
 
 SETTINGS = data.ROOT / "configs" / "dinov2" / "cifar10.yaml"
@@ -65,13 +65,13 @@ def main() -> None:
     config = load(TrainConfig, SETTINGS, changes)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    started = time.monotonic()
     result = train(
         manifest, config, folder / "train", resume=True, device=device.type, on_step=say, should_stop=stop.is_set
     )
-    seconds = time.monotonic() - started
     if not result.finished:
         raise SystemExit(f"stopped after step {result.steps}; the same command goes on")
+    # Of all steps, whether or not the run was stopped between.
+    seconds = sum(config.data.batch_size / line["images_per_s"] for line in read(result.log))
     rows = measured(folder, device)
     about = {
         "device": torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} CPU threads",

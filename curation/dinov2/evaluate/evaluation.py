@@ -5,7 +5,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone
 from curation.dinov2.evaluate.config import EvaluateConfig
 from curation.dinov2.evaluate.features import Features, View, extract, prepared
 from curation.dinov2.evaluate.knn import knn_accuracy
-from curation.dinov2.evaluate.labelled import Labelled, open_labelled
+from curation.dinov2.evaluate.labelled import Labelled, drawn, open_labelled
 from curation.dinov2.evaluate.linear import Head, probe
 from curation.dinov2.evaluate.logistic import Logistic, logistic_regression
 from curation.dinov2.evaluate.spectrum import spectrum
@@ -227,15 +226,17 @@ def _notes(data: Labelled, features: list[Features], row: Row, config: EvaluateC
 
 def _pictures(backbones: tuple[Backbone, ...], config: EvaluateConfig, data: Labelled, output: Path) -> list[Path]:
     """Write the pictures of the backbone and of the same at random."""
-    files = []
+    files: list[Path] = []
+    # Sets are often sorted by class: the first images would all be of one.
+    chosen = drawn(data.test, config.pictures.num_images, [config.seed])
     for backbone, prefix in zip(backbones, ("", "random_"), strict=False):
         side_px = _side(backbone, config.pictures.side_px or config.side_px)
-        shown = prepared(data.test, View(side_px, config.crop_share, config.images), config.workers)
-        chosen = [
-            pixels
-            for pixels, _ in islice((found for found in shown if found[0] is not None), config.pictures.num_images)
-        ]
-        pixels_NHW3 = np.stack([pixels for pixels in chosen if pixels is not None])
+        shown = prepared(chosen, View(side_px, config.crop_share, config.images), config.workers)
+        readable = [pixels for pixels, _ in shown if pixels is not None]
+        if not readable:
+            _log.warning("no pictures: none of the %d images drawn for them can be decoded", len(chosen))
+            return files
+        pixels_NHW3 = np.stack(readable)
         with torch.no_grad():
             made = {
                 "attention": pictures.attention_picture(backbone, pixels_NHW3, config.pictures.cell_px),

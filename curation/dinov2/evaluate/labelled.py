@@ -106,7 +106,7 @@ def open_labelled(config: LabelledConfig, seed: int, *, needs_labels: bool = Tru
         _check_classes(config, parts, names)
     limits = (config.max_train, config.max_test)
     train, test = (
-        _drawn(part, limit, [seed, place]) for place, (part, limit) in enumerate(zip(parts, limits, strict=True))
+        drawn(part, limit, [seed, place]) for place, (part, limit) in enumerate(zip(parts, limits, strict=True))
     )
     return Labelled(tuple(names), train, test, num_unlabelled)
 
@@ -122,7 +122,8 @@ def _check_classes(config: LabelledConfig, parts: Sequence[Part], names: Sequenc
         )
 
 
-def _drawn(part: Part, limit: int | None, key: list[int]) -> Part:
+def drawn(part: Part, limit: int | None, key: list[int]) -> Part:
+    """Return at most so many images of a part, drawn by the key, in the part's order."""
     if limit is None or limit >= len(part):
         return part
     return _only(part, np.sort(np.random.default_rng(key).permutation(len(part))[:limit]))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from curation.dinov2.evaluate.config import LabelledConfig
-from curation.dinov2.evaluate.labelled import open_labelled
+from curation.dinov2.evaluate.labelled import drawn, open_labelled
 from curation.errors import InputError
 
 CLASSES = ("columns", "dots", "rows")
@@ -116,3 +116,12 @@ def test_images_without_labels_are_enough_for_what_needs_none(tmp_path, rows, wr
         found = opened(path, needs_labels=False)
         assert [data for data, _ in contents(found.test)] == [row["image"]["bytes"] for row in rows[:5]]
         assert np.all(found.test.label_N == -1)
+
+
+def test_images_for_pictures_are_drawn_from_all_of_a_part(labelled_parquet):
+    part = opened(labelled_parquet).test
+    few = drawn(part, 6, [3])
+
+    assert len(few) == 6
+    assert set(few.rows) < set(part.rows)
+    assert few.rows.tolist() == sorted(few.rows.tolist()) != part.rows[:6].tolist()

@@ -162,7 +162,8 @@ class _Member:
 
     def meeting_point(self) -> tuple[str, int]:
         """Return an address of this node and a port that is free there."""
-        address = ray.util.get_node_ip_address()
+        of_node: Any = ray.util.get_node_ip_address
+        address: str = of_node()
         with socket.socket() as probe:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]

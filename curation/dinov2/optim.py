@@ -96,7 +96,7 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments, as they are held, as ``exp_avg/…`` and ``exp_avg_sq/<parameter>``; none before an update."""
+        """Return the moments as they are held, ``exp_avg/…`` and ``exp_avg_sq/<parameter>``; none before an update."""
         return {
             f"{moment}/{name}": self._adamw.state[parameter][moment]
             for name, parameter in self._names.items()

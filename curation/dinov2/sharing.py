@@ -3,6 +3,8 @@
 ``curation.dinov2.tensors`` hides which way was taken, so that a checkpoint fits any number of processes.
 """
 
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -18,10 +20,18 @@ from curation.dinov2.model import Block
 from curation.dinov2.network import Network
 from curation.dinov2.tensors import placed
 from curation.dinov2.world import World
+from curation.errors import TrainError
 
 
 def prepare(networks: Iterable[Network], config: TrainConfig) -> None:
-    """Set how blocks run, before the networks are wrapped."""
+    """Set how blocks run, before the networks are wrapped.
+
+    Raises:
+        TrainError: Blocks are to be compiled, and there is no compiler.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if config.compile and not any(map(shutil.which, compilers)):
+        raise TrainError("compile: PyTorch needs a C++ compiler, such as g++; install one, or set compile to false")
     for network in networks:
         network.backbone.recomputes = config.activation_checkpointing
         for block in network.backbone.blocks if config.compile else ():

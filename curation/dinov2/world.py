@@ -110,7 +110,7 @@ class World:
             raise failed
 
     def _device(self) -> torch.device:
-        return torch.device("cuda" if distributed.get_backend() == "nccl" else "cpu")
+        return torch.device("cuda" if "nccl" in distributed.get_backend() else "cpu")
 
     def wait(self) -> None:
         """Wait for all processes."""

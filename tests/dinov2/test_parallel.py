@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from curation.config import dump
 from curation.dinov2.data import ManifestImages
 from curation.dinov2.train import train
 from curation.dinov2.world import World
@@ -164,6 +165,26 @@ def test_a_student_is_distilled_alike_by_one_process_and_two(manifest, settings,
     assert errors == {"alone.1.error": "another process failed; its message says why"}
     for name in configs:
         assert_same_losses(tmp_path / "alone", tmp_path / name)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_what_trains_together(manifest, settings, tmp_path):
+    config = of(settings, "sinkhorn_knopp")
+    (tmp_path / "my.yaml").write_text(dump(config))
+    train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "curation.cli", "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "run"), "--device", "cpu"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout.count("checkpoint  ") == 1  # one of them speaks
+    assert_same_losses(tmp_path / "alone", tmp_path / "run")
 
 
 def test_a_batch_is_cut_into_equal_parts_in_order():

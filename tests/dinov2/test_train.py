@@ -474,6 +474,16 @@ def test_compiled_blocks_give_the_losses_of_others(manifest, settings, uninterru
     assert_close_losses(tmp_path, uninterrupted)
 
 
+def test_blocks_are_not_compiled_without_a_compiler(manifest, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+    with pytest.raises(
+        TrainError, match=r"needs a C\+\+ compiler, such as g\+\+; install one, or set compile to false"
+    ):
+        train(manifest, settings(compile=True), tmp_path / "run", resume=False, device="cpu")
+
+
 def assert_close_losses(output, result):
     ours, theirs = lines(output), lines(result.log.parent)
     assert len(ours) == len(theirs)

@@ -154,12 +154,12 @@ class Ours:
 
     def step(self) -> float:
         """Take one step; return its loss."""
+        self.optimizer.zero_grad()
         inputs = Inputs.of(self.views, self.mask)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             (targets,), _ = teacher_targets(self.teacher, [inputs], NOW.teacher_temp, CONFIG.losses, self.centrings)
             answers = inputs.ask(self.student, CONFIG.losses, None)
             outcome = objective(answers, inputs, targets, CONFIG.losses)
-        self.optimizer.zero_grad()
         outcome.total.backward()
         self.optimizer.clip()
         self.optimizer.step(NOW)

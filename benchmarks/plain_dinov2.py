@@ -119,8 +119,8 @@ class PlainTrainer:
 
     def step(self) -> float:
         """Take one step; return its loss."""
-        loss = self.loss()
         self.adamw.zero_grad()
+        loss = self.loss()
         loss.backward()
         for module in self.student.children():
             nn.utils.clip_grad_norm_(module.parameters(), self.config.optim.clip_norm)

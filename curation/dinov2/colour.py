@@ -128,7 +128,8 @@ def _on(x_N3HW: Tensor, chosen_N: Flags, operation: Callable[..., Tensor], *numb
 def grey(x_N3HW: Tensor) -> Tensor:
     """Return luma, (N, 1, H, W)."""
     red, green, blue = torch.split(x_N3HW, 1, dim=1)
-    return (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
+    luma: Tensor = (_GREY[0] * red).add_(green, alpha=_GREY[1]).add_(blue, alpha=_GREY[2])
+    return luma
 
 
 def brightness(x_N3HW: Tensor, factor: Tensor) -> Tensor:

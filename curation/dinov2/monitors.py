@@ -62,7 +62,11 @@ def entropy(assignment: Assignment) -> Tensor:
     scores = assignment.scores
     total = torch.zeros((), device=scores.device)
     for _, part_NK in scores.chunks():
-        total = total + torch.special.entr(assignment.softmax(part_NK)).sum()
+        # -log p is what p lacks to its largest, whose probability is known: no logarithm for each of all prototypes.
+        logits = assignment.logits(part_NK)
+        p = torch.softmax(logits, dim=1)
+        lacks = logits.amax(dim=1, keepdim=True) - logits
+        total = total + torch.linalg.vecdot(p, lacks).sum() - p.amax(dim=1).log().sum()
     return total / max(1, len(scores))
 
 

@@ -59,16 +59,15 @@ class Network(nn.Module):
             masked_M: Patches that are wanted, indices into the flattened (2B · P) grid; None: no patches.
             kept: Rows that run each residual branch; None: all.
         """
-        encoded = self.backbone(views, [mask_NP] + [None] * (len(views) - 1), kept)
-        whole = encoded[0]
-        class_tokens = torch.cat([features.cls_ND for features in encoded])
+        masks = [mask_NP] + [None] * (len(views) - 1)
+        class_tokens, patches = self.backbone.chosen(views, masks, kept, masked_M)
+        whole = class_tokens[: len(views[0])]
         if masked_M is None:
-            return Answers(whole.cls_ND.contiguous(), self.dino_head(class_tokens), None)
-        patches = whole.patches_NPD.flatten(0, 1).index_select(0, masked_M)
+            return Answers(whole, self.dino_head(class_tokens), None)
         if "ibot_head" in self._modules:
-            return Answers(whole.cls_ND.contiguous(), self.dino_head(class_tokens), self.ibot_head(patches))
+            return Answers(whole, self.dino_head(class_tokens), self.ibot_head(patches))
         both: Projected = self.dino_head(torch.cat([class_tokens, patches]))  # once: its prototypes are many
-        return Answers(whole.cls_ND.contiguous(), *both.split([len(class_tokens), len(patches)]))
+        return Answers(whole, *both.split([len(class_tokens), len(patches)]))
 
 
 def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:

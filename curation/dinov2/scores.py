@@ -44,47 +44,43 @@ class Scores:
     Args:
         projected: What they are made of.
         chunk_rows: Rows of scores in memory at a time.
+
+    Attributes:
+        num_prototypes: Scores of a row.
+        device: Where scores are made.
     """
 
     def __init__(self, projected: Projected, chunk_rows: int) -> None:
-        self._unit = projected.unit_ND
-        self._prototypes = projected.prototypes_KD
+        self._num_rows, self.num_prototypes = len(projected.unit_ND), len(projected.prototypes_KD)
+        self.device = projected.unit_ND.device
         self._chunk_rows = chunk_rows
-        self._all = self._made(slice(None)) if len(self) <= chunk_rows else None
+        # Scores that fit take the place of the prototypes, which are as large.
+        self._held = _made(projected, slice(None)) if self._num_rows <= chunk_rows else projected
 
     def __len__(self) -> int:
-        return len(self._unit)
-
-    @property
-    def num_prototypes(self) -> int:
-        """Scores of a row."""
-        return len(self._prototypes)
-
-    @property
-    def device(self) -> torch.device:
-        """Where scores are made."""
-        return self._unit.device
+        return self._num_rows
 
     def rows(self, rows: slice) -> Tensor:
         """Return the scores of some rows, (n, K); not to be written to."""
-        return self._made(rows) if self._all is None else self._all[rows]
+        return _made(self._held, rows) if isinstance(self._held, Projected) else self._held[rows]
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their scores, (n, K), at most a chunk of them; not to be written to."""
-        at_once = self._chunk_rows if self._all is None else cached_rows(self._all)
+        at_once = self._chunk_rows if isinstance(self._held, Projected) else cached_rows(self._held)
         for rows in chunked(len(self), at_once):
             yield rows, self.rows(rows)
 
     def mean(self) -> Tensor:
         """Return the mean score of each prototype, (K,)."""
-        if self._all is not None:
-            return self._all.mean(dim=0)
+        if not isinstance(self._held, Projected):
+            return self._held.mean(dim=0)
         with torch.autocast(self.device.type, enabled=False):  # scores are linear in what they are made of
-            return functional.linear(self._unit.float().mean(dim=0), self._prototypes.float())
+            return functional.linear(self._held.unit_ND.float().mean(dim=0), self._held.prototypes_KD.float())
 
-    @torch.no_grad()
-    def _made(self, rows: slice) -> Tensor:
-        return functional.linear(self._unit[rows], self._prototypes).float()
+
+@torch.no_grad()
+def _made(projected: Projected, rows: slice) -> Tensor:
+    return functional.linear(projected.unit_ND[rows], projected.prototypes_KD).float()
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,11 @@ class Assignment:
 
     def softmax(self, scores_NK: Tensor) -> Tensor:
         """Return what scores are assigned to."""
-        return torch.softmax((scores_NK - self.offset_K) / self.temperature, dim=1)
+        return torch.softmax(self.logits(scores_NK), dim=1)
+
+    def logits(self, scores_NK: Tensor) -> Tensor:
+        """Return what a softmax makes the assignment of."""
+        return (scores_NK - self.offset_K).div_(self.temperature)
 
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
@@ -156,7 +156,7 @@ class _CrossEntropy(torch.autograd.Function):
         compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else unit_ND.dtype
         unit, prototypes = unit_ND.to(compute), prototypes_KD.to(compute)
         unit_gradient = torch.zeros_like(unit_ND)
-        prototypes_gradient = torch.zeros_like(prototypes_KD)
+        prototypes_gradient: Tensor | None = None
         loss_N = torch.zeros_like(weight_N)
         for rows, targets in chunks:
             part, mass, scale = unit[rows], mass_N[rows].unsqueeze(1), (weight_N[rows] / temperature).unsqueeze(1)
@@ -170,10 +170,14 @@ class _CrossEntropy(torch.autograd.Function):
             loss_N[rows] = losses
             gradient = logits.to(compute)
             unit_gradient[rows] = (gradient @ prototypes).to(unit_gradient.dtype)
-            if compute == prototypes_gradient.dtype:
+            if prototypes_gradient is None:
+                prototypes_gradient = (gradient.T @ part).to(prototypes_KD.dtype)
+            elif compute == prototypes_gradient.dtype:
                 prototypes_gradient.addmm_(gradient.T, part)
             else:
                 prototypes_gradient += gradient.T @ part
+        if prototypes_gradient is None:  # no rows
+            prototypes_gradient = torch.zeros_like(prototypes_KD)
         ctx.gradients = unit_gradient, prototypes_gradient
         ctx.mark_non_differentiable(loss_N)
         return (weight_N * loss_N).sum(), loss_N

@@ -54,8 +54,15 @@ def losses(output):
     return torch.tensor([[line[name] for name in sorted(line) if name.startswith("loss")] for line in lines])
 
 
+def monitored(output):
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    names = ("teacher_kl", "prototypes_used", "rank", "koleo_distance")
+    return torch.tensor([[line[name] for name in names] for line in lines])
+
+
 def assert_same_losses(one, other):
     assert (losses(one) - losses(other)).abs().max() <= 1e-5
+    torch.testing.assert_close(monitored(one), monitored(other), rtol=1e-3, atol=1e-3)
 
 
 VARIANTS = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from curation.config import EmbedConfig
 from curation.dinov2 import colour, names, published
-from curation.dinov2.checkpoint import read_json
+from curation.dinov2.checkpoint import Checkpoints, read_json
 from curation.dinov2.config import CropsConfig, ModelConfig
 from curation.dinov2.export import read_backbone
 from curation.dinov2.model import VisionTransformer
@@ -242,7 +242,7 @@ def load_backbone(
     elif path.is_file() and path.suffix in _SUFFIXES:
         about, state = _read(path)
         model, side_px = _shape(path, about, state)
-        ours = VitBackbone(path.name, _filled(path, model, side_px, state), _IMAGENET, device)
+        ours = VitBackbone(path.name, _filled(path, model, side_px, state), _mean_std_beside(path), device)
     else:
         raise UsageError(
             f"{what}: is no backbone that can be evaluated; give the --output folder of `curate train`, a timm or "
@@ -277,6 +277,12 @@ def _of_folder(folder: Path, device: torch.device) -> VitBackbone:
     header, state = _read(path)
     model, side_px = _shape(path, header, state, about)
     return VitBackbone(folder.name, _filled(path, model, side_px, state), mean_std, device)
+
+
+def _mean_std_beside(path: Path) -> tuple[Any, Any]:
+    """Return the mean and deviation of the run that a file lies in, such as ``teacher_best.safetensors``."""
+    run = Checkpoints(path.parent, keep=1).identity()
+    return _IMAGENET if run is None else (run.settings["crops.mean"], run.settings["crops.std"])
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

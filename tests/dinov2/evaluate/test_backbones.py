@@ -207,3 +207,15 @@ def test_the_view_is_the_central_square():
 
     assert seen.shape == (20, 20, 3)
     assert seen[:, 1:-1].min() == 255  # the filter reaches over the square's edge
+
+
+def test_a_network_for_grey_images_sees_luma():
+    torch.manual_seed(0)
+    grey = VisionTransformer(CONFIG.model.model_copy(update={"channels": 1}), 16)
+    backbone = VitBackbone("grey", grey, ((0.4,), (0.2,)), CPU)
+
+    luma = (pixels().float() @ torch.tensor([0.299, 0.587, 0.114]) / 255 - 0.4) / 0.2
+    wanted = grey([luma.unsqueeze(1)])[0].cls_ND
+
+    torch.testing.assert_close(backbone(pixels(), 1)[0].cls_ND, wanted, rtol=1e-4, atol=1e-5)
+    assert backbone.at_random(1)(pixels(), 1)[0].cls_ND.shape == wanted.shape

@@ -107,3 +107,13 @@ def test_a_gpu_gives_the_figures_of_a_cpu(run, evaluate_settings, tmp_path):
         assert ours.knn == pytest.approx(theirs.knn, abs=0.04)  # one image of thirty may stand on the edge
         assert ours.rankme == pytest.approx(theirs.rankme, rel=1e-2)
         assert ours.linear[0].test == pytest.approx(theirs.linear[0].test, abs=0.07)
+
+
+def test_the_file_of_a_run_is_shown_images_as_the_run_was(manifest, settings, tmp_path):
+    config = settings(crops={"global_px": 32, "local_px": 16, "num_local": 2, "mean": [0.1] * 3, "std": [0.9] * 3})
+    train(manifest, config, tmp_path, resume=False, device="cpu", should_stop=lambda: True)
+    pixels = torch.arange(32 * 32 * 3).view(1, 32, 32, 3).byte()
+
+    folder, file = (load_backbone(str(path), CPU, 0)[0] for path in (tmp_path, tmp_path / "teacher.safetensors"))
+
+    assert folder(pixels, 1)[0].cls_ND.allclose(file(pixels, 1)[0].cls_ND, atol=1e-5)

@@ -158,8 +158,7 @@ class Ours:
         inputs = Inputs.of(self.views, self.mask)
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             (targets,), _ = teacher_targets(self.teacher, [inputs], NOW.teacher_temp, CONFIG.losses, self.centrings)
-            answers = inputs.ask(self.student, CONFIG.losses, None)
-            outcome = objective(answers, inputs, targets, CONFIG.losses)
+            outcome = objective(inputs.ask(self.student, CONFIG.losses, None), inputs, targets, CONFIG.losses)
         outcome.total.backward()
         self.optimizer.clip()
         self.optimizer.step(NOW)

@@ -5,12 +5,12 @@ quotas. Two orders exist within a manifest: a permutation of all images for read
 reader of whole tars can follow, with chunks of neighbours in random order and a window of chunks mixed.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate
 from typing import NamedTuple
-
-import numpy as np
 
 from curation.dinov2.config import DataConfig
 from curation.dinov2.randomness import Purpose, key, permuted, sample_index
@@ -55,7 +55,7 @@ class Order:
         self._block = MIXTURE_BLOCK
         while min(weights) * self._block < sum(weights) and self._block < _LARGEST_BLOCK:
             self._block *= 10
-        self._starts = np.cumsum([0, *quotas(weights, self._block)]).tolist()
+        self._starts = list(accumulate(quotas(weights, self._block), initial=0))
         self._chunks: list[ChunkOrder] | None = None
         if data.reading == "streaming":
             self._chunks = [ChunkOrder.of(size, data, seed + number) for number, size in enumerate(sizes)]
@@ -89,7 +89,7 @@ class Order:
     def _mixed(self, lane: Lane) -> tuple[int, Lane]:
         block, within = divmod(lane.position, self._block)
         slot = permuted(within, self._block, key(self._seed, Purpose.MIXTURE, lane.number, block))
-        manifest = int(np.searchsorted(self._starts, slot, side="right")) - 1
+        manifest = bisect(self._starts, slot) - 1
         first, end = self._starts[manifest], self._starts[manifest + 1]
         return manifest, Lane(lane.number, block * (end - first) + slot - first)
 

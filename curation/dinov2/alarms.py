@@ -8,8 +8,8 @@ from statistics import median
 from curation.dinov2.config import TrainConfig
 
 LOOKS_IN_A_ROW = 3
-_SAME_POINT = 0.02  # distance on the unit sphere; healthy runs were seen above 0.1
-_ONE_DIRECTION = 1.5  # RankMe; healthy runs were seen above 4
+_SAME_POINT = 0.02  # distance on the unit sphere; a healthy run began at 0.2 (docs/training.md)
+_ONE_DIRECTION = 1.5  # RankMe; the same run began at 11
 _SAYS_NOTHING = 0.99  # share of log K
 _GRADIENT_RISE = 100.0
 _GRADIENTS_KEPT = 50

@@ -207,6 +207,7 @@ class _Run:
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
         self._watch = Watch(config, device)
+        self._aside_s = 0.0  # that the latest step spent on what is no training
 
     def restore(self) -> None:
         """Take over the newest checkpoint; where there is none, what the run is to begin with."""
@@ -243,7 +244,8 @@ class _Run:
             for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
-                report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
+                seconds = max(now - started - self._aside_s, 1e-9)
+                report.figures["images_per_s"] = self._config.data.batch_size / seconds
                 report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
                 for log in logs:
@@ -372,7 +374,9 @@ class _Run:
         num_replaced += before.num_replaced
         num_skipped = before.num_skipped + skipped
         figures |= {**vars(now), "replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
+        began = time.perf_counter()
         figures |= self._watch.knn_figures(step + 1, self._encoded)
+        self._aside_s = time.perf_counter() - began
         warnings = self._watch.warnings(step + 1, figures)
         report = StepReport(step + 1, self._config.schedule.steps, skipped, figures, warnings)
         self.progress = Progress(

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from curation.dinov2.evaluate.config import EvaluateConfig
 from curation.dinov2.evaluate.evaluation import evaluate
 from curation.dinov2.export import read_backbone
 from curation.dinov2.train import train
+from curation.dinov2.watch import SmallKnn
 from curation.errors import InputError, TrainError
 
 LOOKED_AT = {"rank", "alpha_req", "koleo_distance", "prototypes_used", "teacher_kl"}
@@ -62,6 +64,15 @@ def test_how_often_monitors_look_changes_no_weight(manifest, settings, labelled,
     unseen = train(manifest, settings(monitors__every_steps=100), tmp_path / "b", resume=False, device="cpu")
 
     assert seen.checkpoint.read_bytes() == unseen.checkpoint.read_bytes()
+
+
+def test_the_small_knn_is_no_part_of_the_pace_of_training(manifest, settings, labelled, tmp_path, monkeypatch):
+    figures = SmallKnn.__call__
+    monkeypatch.setattr(SmallKnn, "__call__", lambda self, encode: time.sleep(3) or figures(self, encode))
+    knn = {"data": {"path": labelled}, "k": 5, "every_steps": 4}
+    train(manifest, settings(schedule__steps=4, monitors={"knn": knn}), tmp_path, resume=False, device="cpu")
+
+    assert lines(tmp_path)[-1]["images_per_s"] > 4 / 3  # four images, in less than the k-NN alone took
 
 
 def test_the_small_knn_is_that_of_an_evaluation(manifest, settings, labelled, tmp_path):

@@ -61,10 +61,6 @@ class Features:
         end = self.num_blocks + (1 if pooled else 0)
         return torch.from_numpy(self.slots_NSD[rows, self.num_blocks - blocks : end].reshape(len(rows), -1))
 
-    def only(self, rows: npt.NDArray[np.int64]) -> "Features":
-        """Return some of the images, copied."""
-        return Features(self.slots_NSD[rows], self.label_N[rows], self.has_patches, self.num_unreadable)
-
 
 @dataclass(frozen=True)
 class View:

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,8 +114,10 @@ def evaluate(
     data = open_labelled(config.data, config.seed, needs_labels=config.needs_labels)
     _check(config, data)
     with clear_errors(output, "the folder"):
-        output.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".features-", dir=output))
+        scratch = output / ".features"
+        if scratch.exists():  # of an evaluation that was killed
+            shutil.rmtree(scratch)
+        scratch.mkdir(parents=True)
     backbones = (trained, random, PixelBackbone(config.raw_side_px, device))
     progress = _Progress(on_images, len(backbones) * sum(len(part) for part in _parts(config, data)))
     try:

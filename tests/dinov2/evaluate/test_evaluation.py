@@ -28,6 +28,8 @@ QUICK = [
 
 
 def test_the_command_measures_a_run_beside_random_weights_and_raw_pixels(run, labelled_parquet, tmp_path, capsys):
+    (tmp_path / ".features").mkdir()  # of an evaluation that was killed
+    (tmp_path / ".features" / "0").write_bytes(bytes(1000))
     command = ["evaluate", "--run", str(run), "--data", str(labelled_parquet), "--device", "cpu", *QUICK]
     assert main([*command, "--output", str(tmp_path)]) == 0
 

@@ -16,6 +16,10 @@ LINK_REASONS = frozenset(
         "bad_url",  # not an http or https URL, or not a URL at all
         "policy_address",  # the host is, or resolves only to, addresses that are not public
         "robots",  # robots.txt forbids it, or could not be read
+        "opt_out_noai",  # a page that shows the image, or the answer, says `noai`
+        "opt_out_noimageai",  # the same with `noimageai`
+        "opt_out_noml",  # the same with `noml`
+        "opt_out_tdm",  # the rights of text and data mining are reserved (TDMRep)
         "dns",  # the name does not resolve
         "connect",  # no connection, or one that broke or did not speak HTTP
         "tls",  # the certificate or the handshake

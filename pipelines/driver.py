@@ -11,7 +11,7 @@ from curation import schema
 from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
 from curation.models.weights import registered
-from curation.pipelines import blocks, kmeans_rounds
+from curation.pipelines import blocks, crawl_parts, kmeans_rounds
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import Assessed, assess, collections, folders
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
@@ -259,7 +259,7 @@ def _bring_up_step(
         )
         for unit in (found.unit for found in pending)
     ]
-    do = kmeans_rounds.run if step.in_rounds else _at_once
+    do = kmeans_rounds.run if step.in_rounds else crawl_parts.run if step.kind == "crawl" else _at_once
     for done in do(runner, context, plan, step, units):
         on_event(done)
     if step.name == schema.NSFW_VERDICT.name:

@@ -5,6 +5,7 @@ from typing import Any
 
 from curation import __version__, schema
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
@@ -48,7 +49,7 @@ def _bring_in() -> tuple[Step, ...]:
             "crawl",
             "crawl",
             "crawl",
-            2,
+            3,
             _ALL,
             _nothing,
             writes=schema.CRAWL,
@@ -56,7 +57,10 @@ def _bring_in() -> tuple[Step, ...]:
             settings=lambda config, collection: {
                 "inputs": [plain(entry) for entry in inputs_of(config, collection)],
                 "shards": plain(config.shards),
-                "crawl": plain(config.crawl),
+                "crawl": plain(
+                    config.crawl, "max_download_bytes", "input_attempts", "input_backoff_s", "input_timeout_s"
+                ),
+                "agent": product_token(config.fetch.user_agent),  # pages may address it
             },
         ),
         Step(

@@ -38,7 +38,8 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
     try:
         with disk_full_is_said(context.run.url):
             if step.kind == "crawl":
-                num_rows = num_computed = ingest.crawl(context, unit)
+                is_part = unit.reading is not None and unit.reading.part is not None
+                num_rows = num_computed = (ingest.read if is_part else ingest.cut_parts)(context, unit)
             elif step.kind == "fetch":
                 num_rows = num_computed = ingest.fetch(context, unit)
             elif step.kind == "images":

@@ -106,6 +106,41 @@ class CrawlConfig(Settings):
     max_page_bytes: int = Field(10_000_000, ge=1_000, description="Pages are read up to this size.")
 
 
+class ConsentConfig(Settings):
+    """What sites say about being visited and used; all of it is obeyed unless it is turned off."""
+
+    robots: bool = Field(True, description="robots.txt (RFC 9309).")
+    page: bool = Field(
+        True, description="What pages say about their images: noai, noimageai, noml, and TDM reservations."
+    )
+    headers: bool = Field(
+        True, description="X-Robots-Tag of an image's own answer: noai, noimageai, noml; its body is not read."
+    )
+    tdm: bool = Field(
+        True, description="TDM reservations (W3C TDMRep): of pages, of answers, and in /.well-known/tdmrep.json."
+    )
+
+
+class PolicyConfig(Settings):
+    """Which URLs are visited at all. What is refused ends as a row with a reason, and no request is sent."""
+
+    blocked_domains: tuple[str, ...] = Field(
+        (), description="Files of domains that are refused, one a line or in hosts format; subdomains are included."
+    )
+    allowed_domains: tuple[str, ...] = Field(
+        (), description="Files of domains; where there are any, all other domains are refused."
+    )
+    whole_domains: bool = Field(
+        False, description="A listed host stands for its registrable domain: for www.example.co.uk, example.co.uk."
+    )
+    blocked_urls: tuple[str, ...] = Field((), description="Patterns of refused URLs; * is any run of characters.")
+    blocked_url_lists: tuple[str, ...] = Field((), description="Files of such patterns, one a line.")
+    ports: tuple[int, ...] = Field(
+        (), description="Ports that may be connected to; none given: all but the bad ports of the Fetch standard."
+    )
+    tracking_pixels: bool = Field(True, description="Refuse URLs of known tracking pixels and of images of 1x1 pixel.")
+
+
 class FetchConfig(Settings):
     """Settings of the ``fetch`` stage, and of visiting pages in ``crawl``."""
 
@@ -122,10 +157,11 @@ class FetchConfig(Settings):
     max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
-    respect_robots: bool = Field(True, description="Obey robots.txt.")
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
+    consent: ConsentConfig = Field(default_factory=ConsentConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
 
 
 class PcaHashConfig(Settings):

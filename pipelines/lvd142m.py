@@ -73,7 +73,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
-                "respect_robots": config.fetch.respect_robots,
+                "consent": plain(config.fetch.consent),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
         ),
@@ -424,7 +424,7 @@ def _manifest(context: Context) -> ManifestStage:
         "version": __version__,
         "weights": weights,
         "accept_licenses": list(context.config.accept_licenses),
-        "respect_robots": context.config.fetch.respect_robots,
+        "consent": {**plain(context.config.fetch.consent), "user_agent": context.config.fetch.user_agent},
         "config": context.config.model_dump(mode="json"),
         "made_with_other_settings": _kept_stale(context, plan),
     }

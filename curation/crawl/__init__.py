@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from curation.config import RunConfig
+from curation.crawl.consent import obeyed
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import Fetched, Link
@@ -26,7 +27,13 @@ def fetch(links: Sequence[Link], config: RunConfig, should_stop: Callable[[], bo
     Yields:
         One result for each link, as they complete; ``index`` is the position in ``links``.
     """
-    web = [index for index, link in enumerate(links) if link.source_kind == "web"]
+    web = []
+    for index, link in enumerate(links):
+        opt_out = obeyed(link.opt_out, config.fetch.consent)
+        if opt_out is not None:
+            yield Fetched(index, None, None, opt_out, detail="a page that shows it says so")
+        elif link.source_kind == "web":
+            web.append(index)
     local = [index for index, link in enumerate(links) if link.source_kind != "web"]
     fetcher = Fetcher(config.fetch, config.images)
     for fetched in fetcher.fetch_all([links[index] for index in web], should_stop):

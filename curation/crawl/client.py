@@ -21,7 +21,8 @@ import yarl
 from curation.config import FetchConfig
 from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_literal, is_public
 from curation.crawl.body import read_body
-from curation.crawl.robots import MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots
+from curation.crawl.consent import Consent
+from curation.crawl.robots import MAX_ROBOTS_REDIRECTS
 from curation.crawl.urls import WebUrl, parse
 from curation.errors import LinkError
 
@@ -42,12 +43,14 @@ class Answer:
         body: Decompressed.
         url: Where it came from, after redirects.
         content_type: Header as sent; empty where there is none.
+        opt_out: Why its headers forbid the use of what it shows, one of ``LINK_REASONS``; None: they do not.
     """
 
     status: int
     body: bytes
     url: WebUrl
     content_type: str
+    opt_out: str | None = None
 
 
 class Client:
@@ -58,6 +61,7 @@ class Client:
         max_bytes: Limit of a body.
         accept: Accept header.
         cut: Keep the first ``max_bytes`` of a longer body instead of refusing it.
+        refuse_opt_out: Do not read the body of an answer whose headers opt out; else it comes with ``Answer.opt_out``.
         allow: Which addresses may be connected to; None: as ``config.allow_private_addresses`` says.
         resolver: None: a new one that obeys ``allow``.
     """
@@ -68,6 +72,7 @@ class Client:
         max_bytes: int,
         accept: str,
         cut: bool = False,
+        refuse_opt_out: bool = True,
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
@@ -77,7 +82,8 @@ class Client:
         self._accept = accept
         self._allow = allow or (anything if config.allow_private_addresses else is_public)
         self._given_resolver = resolver
-        self._robots = Robots(self._read_robots, config.user_agent, config.timeout_s / 2)
+        self._refuse_opt_out = refuse_opt_out
+        self._consent = Consent(config, self._read_well_known)
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)
@@ -104,7 +110,7 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._robots.close()
+        await self._consent.close()
         await self._session.close()
         if self._given_resolver is None:
             await self._resolver.close()
@@ -125,7 +131,7 @@ class Client:
     async def _with_retries(self, url: WebUrl, end: float) -> Answer:
         for attempt in range(self._config.retries + 1):
             try:
-                return await self._follow(url, self._config.max_redirects, self._config.respect_robots)
+                return await self._follow(url, self._config.max_redirects)
             except _RetryLaterError as error:
                 # Full jitter, so that the links of one host do not come back together.
                 delay_s = max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt)
@@ -134,11 +140,12 @@ class Client:
                 await asyncio.sleep(delay_s)
         raise LinkError("connect", "no attempt was made")
 
-    async def _follow(self, url: WebUrl, max_redirects: int, ask_robots: bool, max_bytes: int | None = None) -> Answer:
+    async def _follow(self, url: WebUrl, max_redirects: int, max_bytes: int | None = None) -> Answer:
+        """Follow redirects; ``max_bytes`` is given for files that say what may be visited, which are never asked about."""
         for _ in range(max_redirects + 1):
             check_literal(url.host, self._allow)
-            if ask_robots:
-                await self._robots.check(url)
+            if max_bytes is None:
+                await self._consent.check(url)
             answer = await self._request(url, max_bytes)
             if isinstance(answer, Answer):
                 return answer
@@ -163,10 +170,13 @@ class Client:
             raise _RetryLaterError("connect", _said(error)) from error
 
     async def _take(self, answer: aiohttp.ClientResponse, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
+        if not 200 <= answer.status < 300 and answer.status not in _REDIRECTS:
+            raise _status_error(answer)
+        opt_out = self._consent.opt_out(answer.headers) if max_bytes is None else None
+        if opt_out is not None and self._refuse_opt_out:
+            raise LinkError(opt_out, "the answer's headers say so", answer.status)
         if answer.status in _REDIRECTS:
             return _target(answer, url)
-        if not 200 <= answer.status < 300:
-            raise _status_error(answer)
         try:
             body = await read_body(answer, max_bytes or self._max_bytes, self._cut or max_bytes is not None)
             if not body:
@@ -174,12 +184,12 @@ class Client:
         except LinkError as error:
             error.status = answer.status
             raise
-        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""))
+        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""), opt_out)
 
-    async def _read_robots(self, url: WebUrl) -> bytes:
+    async def _read_well_known(self, url: WebUrl, max_bytes: int) -> bytes:
         for attempt in range(self._config.retries + 1):
             try:
-                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, False, MAX_ROBOTS_BYTES)).body
+                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, max_bytes)).body
             except _RetryLaterError as error:
                 if attempt == self._config.retries:
                     raise

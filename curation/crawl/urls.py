@@ -50,9 +50,13 @@ class WebUrl:
         port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}"
 
+    @property
+    def path_and_query(self) -> str:
+        """What a server sees of it."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
     def __str__(self) -> str:
-        query = "" if self.query is None else f"?{self.query}"
-        return f"{self.origin}{self.path}{query}"
+        return self.origin + self.path_and_query
 
 
 def normalise(text: str, base: str | None = None) -> str:

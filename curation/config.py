@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -123,6 +123,8 @@ class ConsentConfig(Settings):
 
 class PolicyConfig(Settings):
     """Which URLs are visited at all. What is refused ends as a row with a reason, and no request is sent."""
+
+    LISTS: ClassVar[tuple[str, ...]] = ("blocked_domains", "allowed_domains", "blocked_url_lists")  # paths of files
 
     blocked_domains: tuple[str, ...] = Field(
         (), description="Files of domains that are refused, one a line or in hosts format; subdomains are included."
@@ -611,6 +613,8 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         section = getattr(config, name)
         if Path(section.weights).suffix and (folder / section.weights).exists():
             update[name] = section.model_copy(update={"weights": anchored(section.weights)})
+    policy = {name: tuple(map(anchored, getattr(config.fetch.policy, name))) for name in PolicyConfig.LISTS}
+    update["fetch"] = config.fetch.model_copy(update={"policy": config.fetch.policy.model_copy(update=policy)})
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}
     exclude = config.manifest.exclude.model_copy(update=lists)
     update["manifest"] = config.manifest.model_copy(update={"exclude": exclude})

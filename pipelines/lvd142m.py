@@ -5,6 +5,7 @@ from typing import Any
 
 from curation import __version__, schema
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.policy import UrlPolicy, policy_settings
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
@@ -74,8 +75,10 @@ def _bring_in() -> tuple[Step, ...]:
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
                 "consent": plain(config.fetch.consent),
+                "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            check=_check_policy,
         ),
     )
 
@@ -394,6 +397,11 @@ def _encoder(context: Context, stage: str) -> Any:
 
     (weights,) = _encoder_weights(context.config)
     return ImageEncoder(context.config.embed, context.weights(weights), device=context.device(stage))
+
+
+def _check_policy(config: RunConfig) -> None:
+    """Refuse lists that cannot be read; workers then find them sorted in the cache."""
+    UrlPolicy.load(config.fetch.policy)
 
 
 def _check_encoder(config: RunConfig) -> None:

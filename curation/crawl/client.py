@@ -19,9 +19,10 @@ import aiohttp
 import yarl
 
 from curation.config import FetchConfig
-from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_literal, is_public
+from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_host, checked_socket, is_public
 from curation.crawl.body import read_body
 from curation.crawl.consent import Consent
+from curation.crawl.policy import UrlPolicy
 from curation.crawl.robots import MAX_ROBOTS_REDIRECTS
 from curation.crawl.urls import WebUrl, parse
 from curation.errors import LinkError
@@ -62,6 +63,7 @@ class Client:
         accept: Accept header.
         cut: Keep the first ``max_bytes`` of a longer body instead of refusing it.
         refuse_opt_out: Do not read the body of an answer whose headers opt out; else it comes with ``Answer.opt_out``.
+        policy: Which URLs are visited; None: as ``config.policy`` says.
         allow: Which addresses may be connected to; None: as ``config.allow_private_addresses`` says.
         resolver: None: a new one that obeys ``allow``.
     """
@@ -73,6 +75,7 @@ class Client:
         accept: str,
         cut: bool = False,
         refuse_opt_out: bool = True,
+        policy: UrlPolicy | None = None,
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
@@ -83,6 +86,7 @@ class Client:
         self._allow = allow or (anything if config.allow_private_addresses else is_public)
         self._given_resolver = resolver
         self._refuse_opt_out = refuse_opt_out
+        self._policy = policy or UrlPolicy.load(config.policy)
         self._consent = Consent(config, self._read_well_known)
 
     async def __aenter__(self) -> Self:
@@ -90,6 +94,7 @@ class Client:
         connector = aiohttp.TCPConnector(
             resolver=self._resolver,
             use_dns_cache=False,  # the resolver has its own, which also keeps refusals
+            socket_factory=checked_socket(self._allow),
             limit=0,
             keepalive_timeout=_KEEPALIVE_S,
         )
@@ -141,16 +146,24 @@ class Client:
         raise LinkError("connect", "no attempt was made")
 
     async def _follow(self, url: WebUrl, max_redirects: int, max_bytes: int | None = None) -> Answer:
-        """Follow redirects; ``max_bytes`` is given for files that say what may be visited, which are never asked about."""
+        """Follow redirects; ``max_bytes`` is given for the well-known files that say what may be visited."""
         for _ in range(max_redirects + 1):
-            check_literal(url.host, self._allow)
-            if max_bytes is None:
-                await self._consent.check(url)
+            await self._admit(url, max_bytes is not None)
             answer = await self._request(url, max_bytes)
             if isinstance(answer, Answer):
                 return answer
             url = answer
         raise LinkError("too_many_redirects", f"more than {max_redirects}")
+
+    async def _admit(self, url: WebUrl, is_well_known: bool) -> None:
+        """Refuse a URL before anything is sent."""
+        if is_well_known:
+            self._policy.check_origin(url)
+        else:
+            self._policy.check(url)
+        check_host(url.host, self._allow)
+        if not is_well_known:
+            await self._consent.check(url)
 
     async def _request(self, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
         """Return the answer, or where a redirect points to."""

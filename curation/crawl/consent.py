@@ -119,6 +119,11 @@ class Consent:
             return NOT_RESERVED, TTL_S if error.reason.startswith("http_4") else FAILURE_TTL_S
 
 
-def obeyed(opt_out: str | None, config: ConsentConfig) -> str | None:
-    """Return ``opt_out``, what pages say of an image, where it is to be obeyed."""
-    return opt_out if config.page and (config.tdm or opt_out != OPT_OUT_TDM) else None
+def refuse_opt_out(opt_out: str | None, config: ConsentConfig) -> None:
+    """Refuse an image for what pages that show it say, where that is to be obeyed.
+
+    Raises:
+        LinkError: With ``opt_out`` as its reason.
+    """
+    if opt_out is not None and config.page and (config.tdm or opt_out != OPT_OUT_TDM):
+        raise LinkError(opt_out, "a page that shows it says so")

@@ -13,7 +13,13 @@ SourceKind = Literal["web", "file", "tar", "parquet"]
 
 LINK_REASONS = frozenset(
     {
-        "bad_url",  # not an http or https URL, or not a URL at all
+        "bad_url",  # not a URL
+        "policy_scheme",  # neither http nor https
+        "policy_credentials",  # it carries a user name or a password
+        "policy_port",  # a port of other services, or not one of fetch.policy.ports
+        "policy_domain",  # its domain is on a list of blocked ones, or on none of the allowed ones
+        "policy_pattern",  # a pattern of blocked URLs matches it
+        "tracking_pixel",  # its address is one of a known tracking pixel, or says that it has 1x1 pixel
         "policy_address",  # the host is, or resolves only to, addresses that are not public
         "robots",  # robots.txt forbids it, or could not be read
         "opt_out_noai",  # a page that shows the image, or the answer, says `noai`

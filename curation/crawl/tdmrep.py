@@ -1,7 +1,7 @@
 """``/.well-known/tdmrep.json``: for which paths of an origin the rights of text and data mining are reserved.
 
-The file is a JSON list of rules, each with a ``location`` (a path pattern as in robots.txt) and ``tdm-reservation``, 1 or
-0. The first rule whose location matches decides; where none does, and where the file is no such list, nothing is
+The file is a JSON list of rules, each with a ``location`` (a path pattern as in robots.txt) and ``tdm-reservation``, 1
+or 0. The first rule whose location matches decides; where none does, and where the file is no such list, nothing is
 reserved.
 
 Source:

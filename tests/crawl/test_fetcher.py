@@ -163,7 +163,7 @@ def test_names_that_do_not_exist_and_closed_ports_have_reasons(site, settings):
     fetcher = Fetcher(config.fetch, config.images, resolver=CheckedResolver(lookup=lookup))
     unknown = list(fetcher.fetch_all([Link(f"http://no-such.example/{number}") for number in range(5)]))
 
-    assert (dead.reject_reason, plain.reject_reason, bad.reject_reason) == ("connect", "tls", "bad_url")
+    assert (dead.reject_reason, plain.reject_reason, bad.reject_reason) == ("connect", "tls", "policy_scheme")
     assert [result.reject_reason for result in unknown] == ["dns"] * 5
     assert lookups == ["no-such.example"]
 

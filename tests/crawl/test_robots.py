@@ -41,7 +41,7 @@ def test_the_rules_of_all_groups_that_name_the_crawler_count_or_those_of_all(tex
     [
         ("Disallow:", ["/", "/a"], []),
         ("Disallow: /\nAllow: /$", ["/"], ["/a"]),
-        ("Allow: /example/page/\nDisallow: /example/page/disallowed.gif", ["/example/page/"], ["/example/page/disallowed.gif"]),
+        ("Allow: /page/\nDisallow: /page/disallowed.gif", ["/page/"], ["/page/disallowed.gif"]),
         ("Allow: /page\nDisallow: /page", ["/page"], []),
         ("Disallow: /fish*.php", ["/Fish.php", "/fish"], ["/fish.php", "/fishheads/catfish.php?p=1"]),
         ("Disallow: /*.php$", ["/a.php?x", "/a.php5"], ["/a.php", "/b/c.php"]),

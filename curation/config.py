@@ -29,15 +29,32 @@ class Settings(BaseModel):
 class InputConfig(Settings):
     """One source of pages, links or images."""
 
-    kind: Literal["pages", "html", "urls", "folder", "webdataset", "parquet"] = Field(
+    kind: Literal["pages", "html", "warc", "wat", "urls", "img2dataset", "folder", "webdataset", "parquet"] = Field(
         description=(
-            "pages: a list of page URLs to visit; html: saved HTML files; urls: a list of image URLs (txt, csv, "
-            "parquet); folder, webdataset, parquet: images that exist already."
+            "pages: a list of page URLs to visit; html: saved HTML files; warc, wat: archives of pages, or of what "
+            "Common Crawl found in them; urls: a list of image URLs (txt, csv, tsv, parquet); img2dataset: what that "
+            "tool has downloaded; folder, webdataset, parquet: images that exist already."
         )
     )
-    path: str = Field("", description="File, folder or glob. May be left out when `urls` is given.")
+    path: str = Field(
+        "",
+        description=(
+            "File, folder, glob or URL (http, https, s3 and others of fsspec; not for images that exist already). Of "
+            "kinds warc and wat also a listing such as warc.paths.gz. May be left out when `urls` is given."
+        ),
+    )
     urls: tuple[str, ...] = Field((), description="URLs written here instead of in a file (kinds pages and urls).")
-    url_column: str = Field("url", description="Column with the URL in CSV and Parquet lists and image sets.")
+    url_column: str | None = Field(
+        None, description="Column with the URL in lists and image sets; null: url, image_url or the like."
+    )
+    columns: tuple[str, ...] | None = Field(
+        None, description="Further columns of a list that the manifest keeps as `extra`; null: all (urls, img2dataset)."
+    )
+    mirror: str = Field(
+        "https://data.commoncrawl.org/",
+        min_length=1,
+        description="URL or folder in front of each line of a listing (warc, wat), such as s3://commoncrawl/.",
+    )
     image_column: str = Field("image", description="Column with the image struct {bytes, path} or bytes (parquet).")
     base_url: str = Field("", description="URL that relative links of saved HTML files start from (html).")
 
@@ -104,6 +121,15 @@ class CrawlConfig(Settings):
 
     host_spread: int = Field(4, ge=1, description="At most this many shards share one host.")
     max_page_bytes: int = Field(10_000_000, ge=1_000, description="Pages are read up to this size.")
+    max_pages_per_link: int = Field(
+        10_000, ge=1, description="Pages kept of an image that more pages than this show: the first by their URL."
+    )
+    max_download_bytes: int = Field(50_000_000_000, ge=1_000, description="Larger remote input files are refused.")
+    input_attempts: int = Field(
+        6, ge=1, le=100, description="Attempts in a row without a byte before a remote input file is given up."
+    )
+    input_backoff_s: float = Field(1.0, ge=0, le=60, description="Pause before the second attempt; it doubles.")
+    input_timeout_s: float = Field(60.0, gt=0, le=3600, description="Silence after which an attempt has failed.")
 
 
 class ConsentConfig(Settings):
@@ -599,7 +625,10 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         return path if not path or "://" in path else str(folder / path)
 
     def with_paths(inputs: Sequence[InputConfig]) -> tuple[InputConfig, ...]:
-        return tuple(entry.model_copy(update={"path": anchored(entry.path)}) for entry in inputs)
+        return tuple(
+            entry.model_copy(update={"path": anchored(entry.path), "mirror": anchored(entry.mirror)})
+            for entry in inputs
+        )
 
     def collection(section: Any) -> Any:
         return section.model_copy(update={"inputs": with_paths(section.inputs)})

@@ -113,6 +113,25 @@ def to_table(links: Sequence[Link]) -> pa.Table:
     return pa.table(columns, schema=fields)
 
 
+def web_links(urls: pa.Array, extra: pa.Array | None = None) -> pa.Table:
+    """Return rows of ``schema.CRAWL`` for normalised URLs of the web that no page was seen to show.
+
+    Args:
+        urls: Strings without nulls.
+        extra: Strings, as long; None: nothing else is known.
+    """
+    fields = schema.CRAWL.schema
+    known = {
+        "url": urls,
+        "page_urls": pa.ListArray.from_arrays(pa.array([0] * (len(urls) + 1), pa.int32()), pa.array([], pa.string())),
+        "source_kind": pa.repeat(pa.scalar("web"), len(urls)),
+    }
+    if extra is not None:
+        known["extra"] = extra
+    columns = [known[field.name] if field.name in known else pa.nulls(len(urls), field.type) for field in fields]
+    return pa.table(columns, schema=fields)
+
+
 def from_table(table: pa.Table) -> Iterator[Link]:
     """Yield the links of a table with the columns of ``schema.CRAWL``, in order."""
     for batch in table.select(schema.CRAWL.schema.names).to_batches(max_chunksize=1024):

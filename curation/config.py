@@ -123,6 +123,9 @@ class FetchConfig(Settings):
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
     respect_robots: bool = Field(True, description="Obey robots.txt.")
+    blocked_hashes: tuple[str, ...] = Field(
+        (), description="Lists of sha256 digests (hex, one a line): images whose bytes they name are discarded unseen."
+    )
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
@@ -575,6 +578,9 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         section = getattr(config, name)
         if Path(section.weights).suffix and (folder / section.weights).exists():
             update[name] = section.model_copy(update={"weights": anchored(section.weights)})
+    update["fetch"] = config.fetch.model_copy(
+        update={"blocked_hashes": tuple(map(anchored, config.fetch.blocked_hashes))}
+    )
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}
     exclude = config.manifest.exclude.model_copy(update=lists)
     update["manifest"] = config.manifest.model_copy(update={"exclude": exclude})

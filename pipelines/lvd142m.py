@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from curation import __version__, schema
+from curation.blocklist import blocklists
 from curation.config import EmbedConfig, RunConfig
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
@@ -76,6 +77,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "respect_robots": config.fetch.respect_robots,
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            check=_check_lists,
         ),
     )
 
@@ -338,9 +340,15 @@ def _select() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "exclude": {name: _list_digests(paths) for name, paths in config.manifest.exclude},
                 "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
+                **_blocked(config),
             },
         ),
     )
+
+
+def _check_lists(config: RunConfig) -> None:
+    """Refuse a list that cannot be read, before a request is sent."""
+    blocklists(config.fetch.blocked_hashes)
 
 
 def _nothing(context: Context) -> None:
@@ -456,7 +464,13 @@ def _encoder_settings(config: RunConfig) -> dict[str, Any]:
     return plain(config.embed, "preset", "weights")  # weights count by their digest
 
 
-def _list_digests(paths: Any) -> list[str]:
+def _blocked(config: RunConfig) -> dict[str, Any]:
+    """Return what lists of images say: those that came to be listed once they were fetched are in no manifest."""
+    paths = config.fetch.blocked_hashes
+    return {"blocked_hashes": _list_digests(paths, "fetch.blocked_hashes")} if paths else {}
+
+
+def _list_digests(paths: Any, setting: str = "manifest.exclude") -> list[str]:
     """Return the digests of exclusion lists: what they say shapes the manifest, not where they lie."""
     digests = []
     for path in paths:
@@ -464,7 +478,7 @@ def _list_digests(paths: Any) -> list[str]:
             with open(path, "rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
-            raise InputError(f"manifest.exclude: {path} cannot be read: {error.strerror}") from error
+            raise InputError(f"{setting}: {path} cannot be read: {error.strerror}") from error
     return digests
 
 

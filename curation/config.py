@@ -185,6 +185,9 @@ class FetchConfig(Settings):
     max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
+    blocked_hashes: tuple[str, ...] = Field(
+        (), description="Lists of sha256 digests (hex, one a line): images whose bytes they name are discarded unseen."
+    )
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
@@ -643,7 +646,12 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         if Path(section.weights).suffix and (folder / section.weights).exists():
             update[name] = section.model_copy(update={"weights": anchored(section.weights)})
     policy = {name: tuple(map(anchored, getattr(config.fetch.policy, name))) for name in PolicyConfig.LISTS}
-    update["fetch"] = config.fetch.model_copy(update={"policy": config.fetch.policy.model_copy(update=policy)})
+    update["fetch"] = config.fetch.model_copy(
+        update={
+            "policy": config.fetch.policy.model_copy(update=policy),
+            "blocked_hashes": tuple(map(anchored, config.fetch.blocked_hashes)),
+        }
+    )
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}
     exclude = config.manifest.exclude.model_copy(update=lists)
     update["manifest"] = config.manifest.model_copy(update={"exclude": exclude})

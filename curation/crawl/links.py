@@ -38,6 +38,7 @@ LINK_REASONS = frozenset(
         "undecodable",  # the content encoding is broken
         "missing_file",  # a local image is gone, or a Parquet row holds no bytes
         "unreadable",  # a local image cannot be read
+        "blocklisted",  # on a list of images that must not be kept; nothing else of its link is
     }
 )  # and http_<status>, and schema.IMAGE_REASONS
 PAGE_REASONS = frozenset(
@@ -91,6 +92,8 @@ class Fetched:
         received_bytes: Of the last answer's body, as they came over the wire.
         etag: Header of the last answer.
         last_modified: Header of the last answer.
+        sha256: Of the bytes, in hex; only where they are blocklisted.
+        list_name: Which list has it.
     """
 
     index: int
@@ -104,6 +107,8 @@ class Fetched:
     received_bytes: int | None = None
     etag: str | None = None
     last_modified: str | None = None
+    sha256: str | None = None
+    list_name: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:

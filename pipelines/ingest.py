@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from curation import schema
@@ -15,9 +16,13 @@ from curation.config import InputConfig, RunConfig
 from curation.crawl import Fetched, Link, read_inputs
 from curation.crawl import fetch as fetch_links
 from curation.crawl.cut import cut
+from curation.crawl.links import from_table
 from curation.errors import InputError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
+from curation.pipelines.redact import record, redact
+from curation.pipelines.retry import retried_rows
+from curation.pipelines.step_settings import plain
 from curation.pipelines.units import Unit, crawl_marker
 from curation.store import Marker
 from curation.tars import TarWriter
@@ -29,6 +34,11 @@ def inputs_of(config: RunConfig, collection: str) -> Sequence[InputConfig]:
     if kind == "pool":
         return config.pool.inputs
     return (config.seeds if kind == "seeds" else config.references)[name].inputs
+
+
+def input_names(inputs: Sequence[InputConfig]) -> list[str]:
+    """Return a name for what each input's settings say."""
+    return [fingerprint(plain(entry)) for entry in inputs]
 
 
 def crawl(context: Context, unit: Unit) -> int:
@@ -68,34 +78,45 @@ def crawl(context: Context, unit: Unit) -> int:
         num_shards=len(digests),
         seconds=time.monotonic() - start,
         skipped=dict(sorted(skipped.items())),
+        read=input_names(inputs_of(context.config, collection)),
     )
     run.commit_artefacts(crawl_marker(collection), {}, made)
     return total
 
 
 def links_of(context: Context, collection: str, shard: int) -> list[Link]:
-    """Return the links of a shard, row by row."""
-    rows = context.run.read_table(collection, "crawl", shard).to_pylist()
-    return [Link(**{**row, "page_urls": tuple(row["page_urls"])}) for row in rows]
+    """Return the links of a shard, row by row; one that is not kept has an empty URL."""
+    table = context.run.read_table(collection, schema.CRAWL.name, shard)
+    place = table.schema.get_field_index("url")
+    return list(from_table(table.set_column(place, schema.URL, table.column(place).fill_null(""))))
 
 
 def fetch(context: Context, unit: Unit) -> int:
     """Fetch a shard's links, check the images, and store them in its raw tar; return the number of rows.
 
-    Reference images of local sets are checked but not copied.
+    Reference images of local sets are checked but not copied. Rows that are settled are not fetched: those of
+    blocklisted images, whose link is not kept, and those that a later shard tries again.
     """
     start = time.monotonic()
-    run, collection = context.run, unit.collection
-    if unit.shard is None:
+    run, collection, shard = context.run, unit.collection, unit.shard
+    if shard is None:
         raise StageError("fetch", None, "works on shards, but was given none")
-    links = links_of(context, collection, unit.shard)
+    links = links_of(context, collection, shard)
+    rows: list[dict[str, Any] | None] = [None if link.url else {"reject_reason": "blocklisted"} for link in links]
+    for row, reason in retried_rows(context, collection, shard).items():
+        rows[row] = rows[row] or {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
+    todo = [row for row, settled in enumerate(rows) if settled is None]
+    context.on_rows(len(links) - len(todo))
     in_place = collection.startswith("references/")
-    rows: list[dict[str, Any] | None] = [None] * len(links)
-    raw = run.new_path(collection, "raw", unit.shard, "tar")
+    blocked: dict[str, str] = {}
+    raw = run.new_path(collection, "raw", shard, "tar")
     with run.create(raw) as stream, TarWriter(stream) as tar:
-        for fetched in fetch_links(links, context.config, context.should_stop):
-            store = not (in_place and links[fetched.index].source_kind != "web")
-            rows[fetched.index] = _row(fetched, tar if store else None)
+        for fetched in fetch_links([links[row] for row in todo], context.config, context.should_stop):
+            row = todo[fetched.index]
+            store = not (in_place and links[row].source_kind != "web")
+            rows[row] = _row(fetched, tar if store else None)
+            if fetched.sha256 is not None:
+                blocked[fetched.sha256] = fetched.list_name or ""
             context.on_rows(1)
     if context.should_stop():
         run.remove(raw)
@@ -103,11 +124,15 @@ def fetch(context: Context, unit: Unit) -> int:
     missing = sum(row is None for row in rows)
     if missing:
         run.remove(raw)
-        raise StageError("fetch", unit.shard, f"{missing} of {len(links)} links came to no result")
+        raise StageError("fetch", shard, f"{missing} of {len(links)} links came to no result")
+    if blocked:  # before the rows are committed: nobody would come back for the links
+        record(context, collection, shard, blocked)
+        gone = [row is not None and row["reject_reason"] == "blocklisted" for row in rows]
+        redact(context, collection, shard, np.array(gone))
     run.commit(
         collection,
         "fetch",
-        unit.shard,
+        shard,
         pa.Table.from_pylist(rows, schema=schema.FETCH.schema),
         {
             "fingerprint": unit.fingerprint,
@@ -125,6 +150,8 @@ def image_id(data: bytes) -> str:
 
 
 def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
+    if fetched.sha256 is not None:
+        return {"reject_reason": fetched.reject_reason}  # what else is known of it may lead to it
     row: dict[str, Any] = {
         "reject_reason": fetched.reject_reason,
         "http_status": fetched.http_status,

@@ -38,6 +38,7 @@ LINK_REASONS = frozenset(
         "undecodable",  # the content encoding is broken
         "missing_file",  # a local image is gone, or a Parquet row holds no bytes
         "unreadable",  # a local image cannot be read
+        "blocklisted",  # on a list of images that must not be kept; nothing else of its link is
     }
 )  # and http_<status>, and schema.IMAGE_REASONS
 PAGE_REASONS = frozenset(
@@ -91,6 +92,8 @@ class Fetched:
         received_bytes: Of the last answer's body, as they came over the wire.
         etag: Header of the last answer.
         last_modified: Header of the last answer.
+        sha256: Of the bytes, in hex; only where they are blocklisted.
+        list_name: Which list has it.
     """
 
     index: int
@@ -104,12 +107,33 @@ class Fetched:
     received_bytes: int | None = None
     etag: str | None = None
     last_modified: str | None = None
+    sha256: str | None = None
+    list_name: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:
     """Return ``links`` as rows of ``schema.CRAWL``, in order."""
     fields = schema.CRAWL.schema
     columns = [pa.array([getattr(link, field.name) for link in links], field.type) for field in fields]
+    return pa.table(columns, schema=fields)
+
+
+def web_links(urls: pa.Array, extra: pa.Array | None = None) -> pa.Table:
+    """Return rows of ``schema.CRAWL`` for normalised URLs of the web that no page was seen to show.
+
+    Args:
+        urls: Strings without nulls.
+        extra: Strings, as long; None: nothing else is known.
+    """
+    fields = schema.CRAWL.schema
+    known = {
+        "url": urls,
+        "page_urls": pa.ListArray.from_arrays(pa.array([0] * (len(urls) + 1), pa.int32()), pa.array([], pa.string())),
+        "source_kind": pa.repeat(pa.scalar("web"), len(urls)),
+    }
+    if extra is not None:
+        known["extra"] = extra
+    columns = [known[field.name] if field.name in known else pa.nulls(len(urls), field.type) for field in fields]
     return pa.table(columns, schema=fields)
 
 

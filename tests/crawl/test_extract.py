@@ -1,6 +1,8 @@
 import pytest
 
-from curation.crawl.extract import MAX_OPEN_TAGS, decode_html, extract, parse_srcset
+from curation.crawl.charset import decode_html
+from curation.crawl.extract import extract, parse_srcset
+from curation.crawl.tag_cost import MAX_OPEN_TAGS
 from curation.errors import LinkError
 
 PAGE = "https://example.com/a/page.html"

@@ -191,6 +191,12 @@ class FetchConfig(Settings):
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
+    proxy: str | None = Field(
+        None,
+        pattern=r"^https?://[^/@\s]+/?$",
+        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names are "
+        "checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
+    )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
 

@@ -1,8 +1,9 @@
 """One URL to its bytes, whatever the server does.
 
 A deadline covers everything from the name look-up to the last byte, retries and redirects included. Each hop of a
-redirect is checked like the first URL: its form, its address, its robots.txt. Environment proxies, cookies and netrc
-are not used.
+redirect is checked like the first URL: its form, its domain, its address, its robots.txt. Environment proxies, cookies
+and netrc are not used. Where the settings name a proxy, names are resolved and checked here before it is asked; it
+resolves them again, so it has to refuse private addresses itself.
 """
 
 import asyncio
@@ -19,7 +20,15 @@ import aiohttp
 import yarl
 
 from curation.config import FetchConfig
-from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_host, checked_socket, is_public
+from curation.crawl.addresses import (
+    CheckedResolver,
+    IPAddress,
+    anything,
+    check_host,
+    checked_socket,
+    is_literal,
+    is_public,
+)
 from curation.crawl.body import read_body
 from curation.crawl.consent import Consent
 from curation.crawl.policy import UrlPolicy
@@ -91,10 +100,13 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        proxy = self._config.proxy
+        # The only connections are then those to the proxy, wherever it is.
+        self._connected = self._resolver if proxy is None else CheckedResolver(anything)
         connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
+            resolver=self._connected,
             use_dns_cache=False,  # the resolver has its own, which also keeps refusals
-            socket_factory=checked_socket(self._allow),
+            socket_factory=checked_socket(self._allow if proxy is None else anything),
             limit=0,
             keepalive_timeout=_KEEPALIVE_S,
         )
@@ -103,6 +115,7 @@ class Client:
             auto_decompress=False,  # read_body does, with a limit
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            proxy=proxy,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
             headers={
                 "User-Agent": self._config.user_agent,
@@ -117,8 +130,8 @@ class Client:
     ) -> None:
         await self._consent.close()
         await self._session.close()
-        if self._given_resolver is None:
-            await self._resolver.close()
+        for resolver in {self._resolver, self._connected} - {self._given_resolver}:
+            await resolver.close()
 
     async def get(self, url: str) -> Answer:
         """Fetch a URL.
@@ -162,13 +175,17 @@ class Client:
         else:
             self._policy.check(url)
         check_host(url.host, self._allow)
+        if self._config.proxy is not None and not is_literal(url.host):
+            await self._resolver.resolve(url.host, url.port)
         if not is_well_known:
             await self._consent.check(url)
 
     async def _request(self, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
         """Return the answer, or where a redirect points to."""
         try:
-            async with self._session.get(yarl.URL(str(url), encoded=True), allow_redirects=False) as answer:
+            async with self._session.get(
+                yarl.URL(str(url), encoded=True), allow_redirects=False, proxy=self._config.proxy
+            ) as answer:
                 return await self._take(answer, url, max_bytes)
         except (ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError) as error:
             raise LinkError("tls", _said(error)) from error

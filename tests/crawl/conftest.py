@@ -60,6 +60,7 @@ class Site:
         self.tdmrep_delay_s = 0.0
         self.endless_headers: dict[str, str] = {}
         self.pages: dict[str, str] = {}
+        self.page_headers: dict[str, str] = {}
         self.most_at_once = 0
         self._at_once = 0
         self._loop = asyncio.new_event_loop()
@@ -84,6 +85,8 @@ class Site:
         started.set_result(runner.addresses[0][1])
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
@@ -96,7 +99,7 @@ class Site:
         if path == "/.well-known/tdmrep.json":
             return await self._well_known(self.tdmrep, self.tdmrep_delay_s)
         if path in self.pages:
-            return web.Response(text=self.pages[path], content_type="text/html")
+            return web.Response(text=self.pages[path], content_type="text/html", headers=self.page_headers)
         handler = getattr(self, "_" + path.strip("/").split("/")[0].partition(".")[0], None)
         try:
             return await handler(request) if handler else web.Response(status=404)

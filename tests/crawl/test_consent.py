@@ -6,8 +6,9 @@ import pytest
 from multidict import CIMultiDict
 
 from curation import crawl
-from curation.config import ConsentConfig, FetchConfig
+from curation.config import ConsentConfig, FetchConfig, InputConfig
 from curation.crawl.consent import Consent
+from curation.crawl.inputs import read_inputs
 from curation.crawl.links import Link
 from curation.crawl.urls import parse
 from curation.errors import LinkError
@@ -91,6 +92,16 @@ def test_what_robots_txt_forbids_is_not_asked_about_again(site, settings):
 def test_what_a_page_says_is_obeyed_before_any_request(site, settings):
     assert reasons(site, settings(), "/image/1", "/image/2", opt_out="opt_out_noml") == ["opt_out_noml"] * 2
     assert not site.hits
+
+
+def test_what_the_headers_of_a_live_page_say_holds_for_its_images(site, settings):
+    site.pages["/page"] = "<img src=/image/1>"
+    site.page_headers = {"X-Robots-Tag": "noimageai"}
+    source = InputConfig(kind="pages", urls=(f"{site.url}/page",))
+
+    (link,) = read_inputs([source], settings(), lambda reason: None)
+
+    assert (link.url, link.opt_out) == (f"{site.url}/image/1", "opt_out_noimageai")
 
 
 @pytest.mark.parametrize(

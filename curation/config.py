@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curation import encoder_presets
 from curation.errors import ConfigError
@@ -132,6 +132,43 @@ class CrawlConfig(Settings):
     input_timeout_s: float = Field(60.0, gt=0, le=3600, description="Silence after which an attempt has failed.")
 
 
+class ConsentConfig(Settings):
+    """What sites say about being visited and used; all of it is obeyed unless it is turned off."""
+
+    robots: bool = Field(True, description="robots.txt (RFC 9309).")
+    page: bool = Field(
+        True, description="What pages say about their images: noai, noimageai, noml, and TDM reservations."
+    )
+    headers: bool = Field(
+        True, description="X-Robots-Tag of an image's own answer: noai, noimageai, noml; its body is not read."
+    )
+    tdm: bool = Field(
+        True, description="TDM reservations (W3C TDMRep): of pages, of answers, and in /.well-known/tdmrep.json."
+    )
+
+
+class PolicyConfig(Settings):
+    """Which URLs are visited at all. What is refused ends as a row with a reason, and no request is sent."""
+
+    LISTS: ClassVar[tuple[str, ...]] = ("blocked_domains", "allowed_domains", "blocked_url_lists")  # paths of files
+
+    blocked_domains: tuple[str, ...] = Field(
+        (), description="Files of domains that are refused, one a line or in hosts format; subdomains are included."
+    )
+    allowed_domains: tuple[str, ...] = Field(
+        (), description="Files of domains; where there are any, all other domains are refused."
+    )
+    whole_domains: bool = Field(
+        False, description="A listed host stands for its registrable domain: for www.example.co.uk, example.co.uk."
+    )
+    blocked_urls: tuple[str, ...] = Field((), description="Patterns of refused URLs; * is any run of characters.")
+    blocked_url_lists: tuple[str, ...] = Field((), description="Files of such patterns, one a line.")
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
+        (), description="Ports that may be connected to; none given: all but the bad ports of the Fetch standard."
+    )
+    tracking_pixels: bool = Field(True, description="Refuse URLs of known tracking pixels and of images of 1x1 pixel.")
+
+
 class FetchConfig(Settings):
     """Settings of the ``fetch`` stage, and of visiting pages in ``crawl``."""
 
@@ -148,10 +185,26 @@ class FetchConfig(Settings):
     max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
-    respect_robots: bool = Field(True, description="Obey robots.txt.")
+    blocked_hashes: tuple[str, ...] = Field(
+        (), description="Lists of sha256 digests (hex, one a line): images whose bytes they name are discarded unseen."
+    )
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
+    proxy: str | None = Field(
+        None,
+        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names "
+        "are checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
+    )
+    consent: ConsentConfig = Field(default_factory=ConsentConfig)
+    policy: PolicyConfig = Field(default_factory=PolicyConfig)
+
+    @field_validator("proxy")
+    @classmethod
+    def _has_no_secrets(cls, proxy: str | None) -> str | None:
+        if proxy is not None and re.fullmatch(r"https?://[^/@\s]+/?", proxy) is None:
+            raise ValueError("must be http://host:port, without user name and password")  # which runs would record
+        return proxy
 
 
 class PcaHashConfig(Settings):
@@ -604,6 +657,13 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         section = getattr(config, name)
         if Path(section.weights).suffix and (folder / section.weights).exists():
             update[name] = section.model_copy(update={"weights": anchored(section.weights)})
+    policy = {name: tuple(map(anchored, getattr(config.fetch.policy, name))) for name in PolicyConfig.LISTS}
+    update["fetch"] = config.fetch.model_copy(
+        update={
+            "policy": config.fetch.policy.model_copy(update=policy),
+            "blocked_hashes": tuple(map(anchored, config.fetch.blocked_hashes)),
+        }
+    )
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}
     exclude = config.manifest.exclude.model_copy(update=lists)
     update["manifest"] = config.manifest.model_copy(update={"exclude": exclude})

@@ -78,6 +78,9 @@ SEED_IMAGE_ID = pa.field("seed_image_id", pa.string())  # the most similar seed 
 SEED_SIMILARITY = pa.field("seed_similarity", pa.float32())  # cosine with seed_image_id, rounded to 1e-6
 BALANCED = pa.field("balanced", pa.bool_())  # selected by balanced sampling of the clusters; null: not asked for
 NOMINAL_COUNT = pa.field("nominal_count", pa.int32())  # times retrieved, collisions counted
+RETRY_OF = pa.field("retry_of", pa.int64(), metadata=_NOT_CONTENT)  # shard << 32 | row of the row that is tried again
+RETRY_REASON = pa.field("retry_reason", pa.string(), metadata=_NOT_CONTENT)  # why that row failed
+SHA256 = pa.field("sha256", pa.string())  # of the fetched bytes, hex
 
 CRAWL = Table(
     "crawl",
@@ -119,6 +122,17 @@ DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPO
 CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY]))
 RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT, BALANCED]))
 MANIFEST_VERDICT = Table("manifest_verdict", pa.schema([REJECT_REASON]))
+RETRY = Table("retry", pa.schema([RETRY_OF, RETRY_REASON]))  # of shards that `--retry` has added, row by row
+BLOCKLISTED = Table(  # all that is recorded of the images of a shard that are on a list; not aligned with its rows
+    "blocklisted",
+    pa.schema(
+        [
+            SHA256,
+            pa.field("time", pa.timestamp("s", "UTC"), metadata=_NOT_CONTENT),  # when it was recognised
+            pa.field("list", pa.string()),  # file name of the list
+        ]
+    ),
+)
 
 
 EMBED = Table("embed", pa.schema([pa.field("embedding", pa.list_(pa.float16()))]))  # of any encoder; see ``embed``
@@ -184,6 +198,7 @@ REASONS = {
     "excluded_url": "on a list of manifest.exclude.urls",
     "excluded_domain": "on a list of manifest.exclude.domains",
     "excluded_id": "on a list of manifest.exclude.ids",
+    "blocklisted": "on a list of fetch.blocked_hashes; neither its bytes nor its link are kept",
 }
 
 IMAGE_REASONS = frozenset(

@@ -25,7 +25,7 @@ def run(runner: Runner, context: Context, plan: Plan, step: Step, units: Sequenc
         InputError: An input does not exist, or cannot be read at all.
     """
     for unit in units:
-        parts = split(inputs_of(context.config, unit.collection), context.config)
+        parts = split(inputs_of(context.config, unit.collection), context.config, only=unit.extend)
         key = _key(unit, parts)
         _forget_others(context, unit.collection, key)
         done = context.run.markers(parts_of(unit.collection), key)

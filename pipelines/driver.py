@@ -10,13 +10,18 @@ from curation import config as settings
 from curation import schema
 from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
+from curation.lease import Lease
 from curation.models.weights import registered
 from curation.pipelines import blocks, crawl_parts, kmeans_rounds
 from curation.pipelines.context import Context
+from curation.pipelines.discard import check_finished
 from curation.pipelines.freshness import Assessed, assess, collections, folders
+from curation.pipelines.growth import Growth
+from curation.pipelines.growth import check as growth_check
 from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.purge import rejected_but_stored
+from curation.pipelines.redact import redact_all_retried, redact_retried
 from curation.pipelines.units import Done, Unit, crawl_marker
 
 
@@ -61,13 +66,20 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that was asked for and done, or had not to be done."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class RowsDone:
     """Rows of a unit at work have been worked on; comes from the threads that work."""
 
     num_rows: int
 
 
-Event = StepStarted | RowsDone | Done | StepEnded | Warned
+Event = StepStarted | RowsDone | Done | StepEnded | Warned | Noted
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,16 @@ class Request:
         only: Refuse instead of running anything before the stage.
         redo: Stages to do again although they are finished.
         refit: Fit PCA, index and centroids again.
+        retry: Reasons, see ``retry.wanted_reasons``: links that failed for them are tried again in new shards.
+        extend: Read all inputs again, for links that are not there yet.
     """
 
     stage: str = "manifest"
     only: bool = False
     redo: frozenset[str] = field(default_factory=frozenset)
     refit: bool = False
+    retry: tuple[str, ...] = ()
+    extend: bool = False
 
 
 def bring_up(
@@ -103,7 +119,12 @@ def bring_up(
     for stage in request.redo:
         plan.check_stage(stage)
     _check_request(context, steps, request)
+    growth_check(
+        request.stage, [step.stage for step in steps], request.only, request.retry, request.extend, request.redo
+    )
+    grows_behind = [step for step in steps if step.kind in ("crawl", "fetch")][-1]
     with context.run.lease() as lease:
+        check_finished(context)
         _mend(context, plan, request, on_event)
         tidy(context, plan, steps)
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
@@ -111,15 +132,51 @@ def bring_up(
         context.should_stop = lambda: asked() or lease.lost.is_set()
         context.on_rows = lambda num_rows: on_event(RowsDone(num_rows))
         try:
+            growth = Growth(context, plan, request.retry, request.extend)
+            is_read: set[str] = set()  # collections whose inputs this request reads
             for step in steps:
-                _bring_up_step(context, plan, step, request, runner, on_event)
-                if lease.lost.is_set():
-                    raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
-                if asked():
-                    raise KeyboardInterrupt
+                if step.kind == "crawl":
+                    is_read |= {name for name in collections(context, step) if not _is_crawled(context, name)}
+                _bring_up_step(context, plan, step, request, growth, runner, on_event)
+                _check_stop(context, lease, asked)
+                if step == grows_behind and _grow(context, plan, request, growth, is_read, runner, on_event):
+                    _check_stop(context, lease, asked)
+                    _bring_up_step(context, plan, step, request, growth, runner, on_event)
+                    _check_stop(context, lease, asked)
         finally:
             context.should_stop = asked
         tidy(context, plan, steps)
+
+
+def _check_stop(context: Context, lease: Lease, asked: Callable[[], bool]) -> None:
+    if lease.lost.is_set():
+        raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
+    if asked():
+        raise KeyboardInterrupt
+
+
+def _grow(
+    context: Context,
+    plan: Plan,
+    request: Request,
+    growth: Growth,
+    is_read: set[str],
+    runner: Runner,
+    on_event: Callable[[Event], None],
+) -> bool:
+    """Add the shards that a request asks for to what is fetched; return whether there are any."""
+    grew = False
+    for is_more, message in growth.retry():
+        grew |= is_more
+        on_event(Noted(message))
+    units = growth.extensions(but=is_read)
+    if units and request.only and request.stage not in ("crawl", "fetch"):
+        raise UsageError(f"--only {request.stage}: inputs were added since the crawl; leave out --only")
+    crawl = plan.step("crawl")
+    for done in crawl_parts.run(runner, context, plan, crawl, units):
+        on_event(Noted(f"{done.unit.collection}: {done.num_rows:,} new links"))
+        grew |= done.num_rows > 0
+    return grew
 
 
 def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = "manifest") -> list[str]:
@@ -190,6 +247,10 @@ def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Ev
             if not set(redo) <= request.redo:
                 asked = " ".join(f"--redo {stage}" for stage in redo)
                 raise CorruptError(f"{context.run.url}: {path} is missing or cut short; `{asked}` makes it again")
+        if name == schema.RETRY.name:
+            raise CorruptError(
+                f"{context.run.url}: {path} is missing or cut short; `--redo crawl` starts {collection} anew"
+            )
         on_event(Warned(f"{path} is missing or cut short; it is made again"))
         context.run.forget(collection, name, shard)
 
@@ -201,6 +262,7 @@ def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
         crawled = context.run.artefact_marker(crawl_marker(collection))
         if crawled is not None:
             context.run.forget_shards(collection, crawled.num_shards)
+            redact_all_retried(context, collection)
     blocks.forget_gone(context, plan)
     for step in steps:
         if step.kind != "images" or not any(is_last_to_read_raw(step, collection) for collection in known):
@@ -231,13 +293,17 @@ def _bring_up_step(
     plan: Plan,
     step: Step,
     request: Request,
+    growth: Growth,
     runner: Runner,
     on_event: Callable[[Event], None],
 ) -> None:
     start = time.monotonic()
     assessed = list(assess(context, plan, step))
     pending = [found for found in assessed if _is_pending(context, found, step, request)]
-    _say_what_stays(step, [found for found in assessed if found not in pending], on_event)
+    kept = [found for found in assessed if found not in pending]
+    if step.kind == "crawl":
+        kept = [found for found in kept if not growth.unread(found.unit.collection)]
+    _say_what_stays(step, kept, on_event)
     if not pending:
         on_event(StepEnded(step, True, 0.0))
         return
@@ -261,6 +327,8 @@ def _bring_up_step(
     ]
     do = kmeans_rounds.run if step.in_rounds else crawl_parts.run if step.kind == "crawl" else _at_once
     for done in do(runner, context, plan, step, units):
+        if step.kind == "fetch" and done.unit.shard is not None:
+            redact_retried(context, done.unit.collection, done.unit.shard)
         on_event(done)
     if step.name == schema.NSFW_VERDICT.name:
         stored = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
@@ -325,10 +393,11 @@ def _say_what_stays(step: Step, kept: Sequence[Assessed], on_event: Callable[[Ev
         return
     changed = sorted({name for found in stale for name in found.changed})
     redo = f"--redo fetch --redo {step.stage}" if step.reads_raw else f"--redo {step.stage}"
+    more = "`--extend` adds the links that are new, " if step.kind == "crawl" else ""
     on_event(
         Warned(
             f"{step.name}: {len(stale)} of {len(kept)} finished units were made with other {', '.join(changed)} and "
-            f"are kept as they are; `{redo}` makes them again"
+            f"are kept as they are; {more}`{redo}` makes them again"
         )
     )
 

@@ -4,10 +4,11 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from curation import schema
@@ -16,10 +17,14 @@ from curation.crawl import Fetched, Link
 from curation.crawl import fetch as fetch_links
 from curation.crawl.cut import cut
 from curation.crawl.inputs import read_part
+from curation.crawl.links import from_table
 from curation.crawl.merge import FOUND, compacted, moved, with_hashes
 from curation.errors import CorruptError, InputError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
+from curation.pipelines.redact import record, redact
+from curation.pipelines.retry import retried_rows
+from curation.pipelines.step_settings import plain
 from curation.pipelines.units import Reading, Unit, crawl_marker
 from curation.store import Marker
 from curation.tars import TarWriter
@@ -31,6 +36,11 @@ def inputs_of(config: RunConfig, collection: str) -> Sequence[InputConfig]:
     if kind == "pool":
         return config.pool.inputs
     return (config.seeds if kind == "seeds" else config.references)[name].inputs
+
+
+def input_names(inputs: Sequence[InputConfig]) -> list[str]:
+    """Return a name for what each input's settings say."""
+    return [fingerprint(plain(entry)) for entry in inputs]
 
 
 def read(context: Context, unit: Unit) -> int:
@@ -78,15 +88,14 @@ def cut_parts(context: Context, unit: Unit) -> int:
         InputError: If the pool has no images.
     """
     start = time.monotonic()
-    run, collection, reading = context.run, unit.collection, _reading(unit)
-    markers = run.markers(parts_of(collection), reading.key)
-    skipped = sum((Counter(marker.skipped) for marker in markers.values()), Counter())
+    run, collection = context.run, unit.collection
+    num_found, skipped = tally_of_parts(context, unit)
     digests: list[str] = []
     total = 0
     with tempfile.TemporaryDirectory(prefix="curation-crawl-") as scratch:
-        for shard, table in enumerate(cut(_all_found(context, unit, markers), context.config, Path(scratch))):
+        for shard, table in enumerate(cut(links_of_parts(context, unit), context.config, Path(scratch))):
             total += table.num_rows
-            if shard == 0 and sum(marker.num_rows for marker in markers.values()) == 0 and collection == "pool":
+            if num_found == 0 and collection == "pool":
                 found = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "nothing else"
                 raise InputError(f"pool.inputs name no image (also seen: {found}); check their paths and kinds")
             if context.should_stop():
@@ -106,6 +115,7 @@ def cut_parts(context: Context, unit: Unit) -> int:
         num_shards=len(digests),
         seconds=time.monotonic() - start,
         skipped=dict(sorted(skipped.items())),
+        read=input_names(inputs_of(context.config, collection)),
     )
     run.commit_artefacts(crawl_marker(collection), {}, made)
     return total
@@ -128,10 +138,15 @@ def _with_positions(tables: Iterable[pa.Table], position: int = 0) -> Iterator[p
         yield found
 
 
-def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> Iterator[pa.Table]:
-    """Yield what all parts found; positions go on from part to part."""
+def links_of_parts(context: Context, unit: Unit) -> Iterator[pa.Table]:
+    """Yield the links of all parts of a crawl; positions go on from part to part.
+
+    Raises:
+        CorruptError: A part is damaged; the next run reads it again.
+    """
+    key, folder = _reading(unit).key, parts_of(unit.collection)
     start = 0
-    for number, marker in sorted(markers.items()):
+    for number, marker in context.run.markers(folder, key).items():
         end = start
         try:
             with context.run.open(marker.files["links"]) as stream:
@@ -140,36 +155,55 @@ def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> I
                     end = max(end, last + 1)
                     yield table
         except (pa.ArrowException, OSError, CorruptError) as error:
-            context.run.forget(parts_of(unit.collection), _reading(unit).key, number)
+            context.run.forget(folder, key, number)
             raise CorruptError(
                 f"{context.run.url}: part {number} of the crawl is damaged; run again: {error}"
             ) from error
         start = end
 
 
+def tally_of_parts(context: Context, unit: Unit) -> tuple[int, Counter[str]]:
+    """Return how many links the parts of a crawl hold, repeated ones included, and what they left out, by reason."""
+    markers = context.run.markers(parts_of(unit.collection), _reading(unit).key).values()
+    skipped: Counter[str] = Counter()
+    for marker in markers:
+        skipped.update(marker.skipped)
+    return sum(marker.num_rows for marker in markers), skipped
+
+
 def links_of(context: Context, collection: str, shard: int) -> list[Link]:
-    """Return the links of a shard, row by row."""
-    rows = context.run.read_table(collection, "crawl", shard).to_pylist()
-    return [Link(**{**row, "page_urls": tuple(row["page_urls"])}) for row in rows]
+    """Return the links of a shard, row by row; one that is not kept has an empty URL."""
+    table = context.run.read_table(collection, schema.CRAWL.name, shard)
+    place = table.schema.get_field_index("url")
+    return list(from_table(table.set_column(place, schema.URL, table.column(place).fill_null(""))))
 
 
 def fetch(context: Context, unit: Unit) -> int:
     """Fetch a shard's links, check the images, and store them in its raw tar; return the number of rows.
 
-    Reference images of local sets are checked but not copied.
+    Reference images of local sets are checked but not copied. Rows that are settled are not fetched: those of
+    blocklisted images, whose link is not kept, and those that a later shard tries again.
     """
     start = time.monotonic()
-    run, collection = context.run, unit.collection
-    if unit.shard is None:
+    run, collection, shard = context.run, unit.collection, unit.shard
+    if shard is None:
         raise StageError("fetch", None, "works on shards, but was given none")
-    links = links_of(context, collection, unit.shard)
+    links = links_of(context, collection, shard)
+    rows: list[dict[str, Any] | None] = [None if link.url else {"reject_reason": "blocklisted"} for link in links]
+    for row, reason in retried_rows(context, collection, shard).items():
+        rows[row] = rows[row] or {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
+    todo = [row for row, settled in enumerate(rows) if settled is None]
+    context.on_rows(len(links) - len(todo))
     in_place = collection.startswith("references/")
-    rows: list[dict[str, Any] | None] = [None] * len(links)
-    raw = run.new_path(collection, "raw", unit.shard, "tar")
+    blocked: dict[str, str] = {}
+    raw = run.new_path(collection, "raw", shard, "tar")
     with run.create(raw) as stream, TarWriter(stream) as tar:
-        for fetched in fetch_links(links, context.config, context.should_stop):
-            store = not (in_place and links[fetched.index].source_kind != "web")
-            rows[fetched.index] = _row(fetched, tar if store else None)
+        for fetched in fetch_links([links[row] for row in todo], context.config, context.should_stop):
+            row = todo[fetched.index]
+            store = not (in_place and links[row].source_kind != "web")
+            rows[row] = _row(fetched, tar if store else None)
+            if fetched.sha256 is not None:
+                blocked[fetched.sha256] = fetched.list_name or ""
             context.on_rows(1)
     if context.should_stop():
         run.remove(raw)
@@ -177,11 +211,15 @@ def fetch(context: Context, unit: Unit) -> int:
     missing = sum(row is None for row in rows)
     if missing:
         run.remove(raw)
-        raise StageError("fetch", unit.shard, f"{missing} of {len(links)} links came to no result")
+        raise StageError("fetch", shard, f"{missing} of {len(links)} links came to no result")
+    if blocked:  # before the rows are committed: nobody would come back for the links
+        record(context, collection, shard, blocked)
+        gone = [row is not None and row["reject_reason"] == "blocklisted" for row in rows]
+        redact(context, collection, shard, np.array(gone))
     run.commit(
         collection,
         "fetch",
-        unit.shard,
+        shard,
         pa.Table.from_pylist(rows, schema=schema.FETCH.schema),
         {
             "fingerprint": unit.fingerprint,
@@ -199,6 +237,8 @@ def image_id(data: bytes) -> str:
 
 
 def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
+    if fetched.sha256 is not None:
+        return {"reject_reason": fetched.reject_reason}  # what else is known of it may lead to it
     row: dict[str, Any] = {
         "reject_reason": fetched.reject_reason,
         "http_status": fetched.http_status,

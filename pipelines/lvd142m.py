@@ -4,7 +4,9 @@ import hashlib
 from typing import Any
 
 from curation import __version__, schema
+from curation.blocklist import blocklists
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.policy import UrlPolicy, policy_settings
 from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
@@ -77,9 +79,11 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
-                "respect_robots": config.fetch.respect_robots,
+                "consent": plain(config.fetch.consent),
+                "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            check=_check_fetch,
         ),
     )
 
@@ -342,6 +346,7 @@ def _select() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "exclude": {name: _list_digests(paths) for name, paths in config.manifest.exclude},
                 "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
+                **_blocked(config),
             },
         ),
     )
@@ -400,6 +405,12 @@ def _encoder(context: Context, stage: str) -> Any:
     return ImageEncoder(context.config.embed, context.weights(weights), device=context.device(stage))
 
 
+def _check_fetch(config: RunConfig) -> None:
+    """Refuse lists that cannot be read, before a request is sent; workers find those of domains sorted in the cache."""
+    blocklists(config.fetch.blocked_hashes)
+    UrlPolicy.load(config.fetch.policy)
+
+
 def _check_encoder(config: RunConfig) -> None:
     """Refuse an encoder that cannot work; the default one can, and timm takes seconds to import."""
     default = EmbedConfig()
@@ -428,7 +439,7 @@ def _manifest(context: Context) -> ManifestStage:
         "version": __version__,
         "weights": weights,
         "accept_licenses": list(context.config.accept_licenses),
-        "respect_robots": context.config.fetch.respect_robots,
+        "consent": {**plain(context.config.fetch.consent), "user_agent": context.config.fetch.user_agent},
         "config": context.config.model_dump(mode="json"),
         "made_with_other_settings": _kept_stale(context, plan),
     }
@@ -460,7 +471,13 @@ def _encoder_settings(config: RunConfig) -> dict[str, Any]:
     return plain(config.embed, "preset", "weights")  # weights count by their digest
 
 
-def _list_digests(paths: Any) -> list[str]:
+def _blocked(config: RunConfig) -> dict[str, Any]:
+    """Return what lists of images say: those that came to be listed once they were fetched are in no manifest."""
+    paths = config.fetch.blocked_hashes
+    return {"blocked_hashes": _list_digests(paths, "fetch.blocked_hashes")} if paths else {}
+
+
+def _list_digests(paths: Any, setting: str = "manifest.exclude") -> list[str]:
     """Return the digests of exclusion lists: what they say shapes the manifest, not where they lie."""
     digests = []
     for path in paths:
@@ -468,7 +485,7 @@ def _list_digests(paths: Any) -> list[str]:
             with open(path, "rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
-            raise InputError(f"manifest.exclude: {path} cannot be read: {error.strerror}") from error
+            raise InputError(f"{setting}: {path} cannot be read: {error.strerror}") from error
     return digests
 
 

@@ -65,6 +65,7 @@ class Unit:
         with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
         block: The two groups of a block; the same one twice: it is compared with itself.
         reading: A part of a crawl, ``shard`` is then the number of the part; or the cut that ends it.
+        extend: Of a crawl: numbers of the inputs whose new links are to be added to those that are there.
     """
 
     step: str
@@ -77,6 +78,7 @@ class Unit:
     part: Part | None = None
     block: tuple[Span, Span] | None = None
     reading: Reading | None = None
+    extend: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -104,6 +106,11 @@ class Done:
 def crawl_marker(collection: str) -> str:
     """Return the name under which the crawl of a collection is recorded."""
     return f"crawl.{collection.replace('/', '.')}"
+
+
+def is_retry(crawled: Marker, shard: int) -> bool:
+    """Whether a shard of a collection tries rows of earlier shards again."""
+    return any(first <= shard < stop for first, stop in crawled.retries)
 
 
 def shard_markers(context: Context, collection: str) -> dict[int, Marker]:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+from curation.blocklist import blocklists
 from curation.config import FetchConfig, ImagesConfig
 from curation.crawl.addresses import CheckedResolver, IPAddress
 from curation.crawl.client import Answer, Client
 from curation.crawl.links import Fetched, Link
 from curation.crawl.schedule import HostTurns
-from curation.crawl.verify import verify
-from curation.errors import ImageError, LinkError
+from curation.crawl.verify import refused, verify
+from curation.errors import BlocklistedError, ImageError, LinkError
 from curation.images import ImageInfo
 
 T = TypeVar("T")
@@ -156,10 +157,11 @@ class Fetcher:
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
+        blocked = blocklists(fetch.blocked_hashes)
         self._visitor: Visitor[ImageInfo] = Visitor(
             fetch,
             client=lambda: Client(fetch, fetch.max_bytes, _ACCEPT_IMAGES, allow=allow, resolver=resolver),
-            check=lambda answer: verify(answer.body, images),
+            check=lambda answer: verify(answer.body, images, blocked),
             num_threads=images.decode_threads,
         )
 
@@ -171,6 +173,8 @@ class Fetcher:
 
 def _fetched(visited: Visited[ImageInfo]) -> Fetched:
     answer, error = visited.answer, visited.error
+    if isinstance(error, BlocklistedError):
+        return refused(visited.index, error)
     if answer is None or error is not None:
         status = answer.status if answer is not None else getattr(error, "status", None)
         reason = "connect" if error is None else error.reason

@@ -13,7 +13,13 @@ SourceKind = Literal["web", "file", "tar", "parquet"]
 
 LINK_REASONS = frozenset(
     {
-        "bad_url",  # not an http or https URL, or not a URL at all
+        "bad_url",  # not a URL
+        "policy_scheme",  # neither http nor https
+        "policy_credentials",  # it carries a user name or a password
+        "policy_port",  # a port of other services, or not one of fetch.policy.ports
+        "policy_domain",  # its domain is on a list of blocked ones, or on none of the allowed ones
+        "policy_pattern",  # a pattern of blocked URLs matches it
+        "tracking_pixel",  # its address is one of a known tracking pixel, or says that it has 1x1 pixel
         "policy_address",  # the host is, or resolves only to, addresses that are not public
         "robots",  # robots.txt forbids it, or could not be read
         "opt_out_noai",  # a page that shows the image, or the answer, says `noai`
@@ -32,6 +38,7 @@ LINK_REASONS = frozenset(
         "undecodable",  # the content encoding is broken
         "missing_file",  # a local image is gone, or a Parquet row holds no bytes
         "unreadable",  # a local image cannot be read
+        "blocklisted",  # on a list of images that must not be kept; nothing else of its link is
     }
 )  # and http_<status>, and schema.IMAGE_REASONS
 PAGE_REASONS = frozenset(
@@ -85,6 +92,8 @@ class Fetched:
         received_bytes: Of the last answer's body, as they came over the wire.
         etag: Header of the last answer.
         last_modified: Header of the last answer.
+        sha256: Of the bytes, in hex; only where they are blocklisted.
+        list_name: Which list has it.
     """
 
     index: int
@@ -98,6 +107,8 @@ class Fetched:
     received_bytes: int | None = None
     etag: str | None = None
     last_modified: str | None = None
+    sha256: str | None = None
+    list_name: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curation.blocklist import blocklists
 from curation.config import RunConfig
 from curation.crawl.img2dataset import IMAGE_COLUMNS
 from curation.crawl.links import Fetched, Link
-from curation.crawl.verify import verify
+from curation.crawl.verify import refused, verify
 from curation.errors import ImageError, LinkError
 
 _ROWS_PER_BATCH = 16
@@ -69,9 +70,9 @@ def _verified(index: int, data: bytes | None, reason: str | None, detail: str, c
     if not data:
         return Fetched(index, None, None, "empty", detail="no bytes")
     try:
-        return Fetched(index, data, verify(data, config.images), None)
+        return Fetched(index, data, verify(data, config.images, blocklists(config.fetch.blocked_hashes)), None)
     except ImageError as error:
-        return Fetched(index, None, None, error.reason, detail=error.detail)
+        return refused(index, error)
 
 
 class _Source(Protocol):

@@ -1,6 +1,7 @@
 """What must hold for every step of the real plan, whatever it does."""
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -108,6 +109,7 @@ def test_the_help_lists_the_stages_of_the_plan():
 # -- every setting shapes an output, or is known not to -------------------------------------------------------------
 
 OTHER = {  # values that are other than the default, and allowed
+    "fetch.blocked_hashes": [os.devnull],
     "embed.preset": "dinov2-vits14",
     "embed.features": "pooled",
     "embed.precision": "bf16",

@@ -66,8 +66,8 @@ def test_images_of_a_page(html, expected):
         ("<img>", "no_source"),
         ("<img src=''>", "no_source"),
         ("<img src>", "no_source"),
-        ("<img src=about:blank>", "bad_url"),
-        ("<img src=http://user:pw@example.com/x.jpg>", "bad_url"),
+        ("<img src=about:blank>", "policy_scheme"),
+        ("<img src=http://user:pw@example.com/x.jpg>", "policy_credentials"),
     ],
 )
 def test_what_is_no_image_of_the_web_is_counted(html, reason):

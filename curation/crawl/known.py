@@ -1,0 +1,84 @@
+"""The URLs that a collection has already, on scratch disk: which links of a later list are new.
+
+Holds 16 bytes a URL, in sorted files of a 256th each, mapped one at a time: a billion URLs take 16 GB of disk and 64 MB
+of memory. That two of a billion URLs have the same 16 bytes is out of the question.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+_BUCKETS = 256
+_KEY_BYTES = 16
+_BATCH = 500_000
+
+
+class KnownUrls:
+    """A set of URLs.
+
+    Args:
+        folder: An empty folder of this machine.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._paths = [folder / f"{bucket:03d}" for bucket in range(_BUCKETS)]
+        self._waiting: list[npt.NDArray[np.bytes_]] = []
+        self._is_sorted = False
+
+    def add(self, urls: Iterable[str]) -> None:
+        """Put URLs in; all of them before the first question.
+
+        Raises:
+            ValueError: After the first question.
+        """
+        if self._is_sorted:
+            raise ValueError("URLs cannot be added once they were asked for")
+        self._waiting.append(_keys(urls))
+        if sum(map(len, self._waiting)) >= _BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        for bucket, keys in _by_bucket(np.concatenate([*self._waiting, _keys(())])):
+            with self._paths[bucket].open("ab") as stream:
+                stream.write(keys.tobytes())
+        self._waiting.clear()
+
+    def lacks(self, urls: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Return of each URL whether it is not in the set."""
+        if not self._is_sorted:
+            self._is_sorted = True
+            self._write()
+            for path in filter(Path.exists, self._paths):
+                np.memmap(path, f"S{_KEY_BYTES}", "r+").sort()
+        keys = _keys(urls)
+        lacks = np.ones(len(keys), bool)
+        buckets = _buckets(keys)
+        for bucket in np.unique(buckets).tolist():
+            if self._paths[bucket].exists():
+                here = buckets == bucket
+                held = np.memmap(self._paths[bucket], f"S{_KEY_BYTES}", "r")
+                place = np.minimum(np.searchsorted(held, keys[here]), len(held) - 1)
+                lacks[here] = held[place] != keys[here]
+        return lacks
+
+
+def _keys(urls: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    digests = (hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest() for url in urls)
+    return np.array(bytearray(b"".join(digests)), np.uint8).view(f"S{_KEY_BYTES}")
+
+
+def _buckets(keys: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint8]:
+    return keys.view(np.uint8).reshape(-1, _KEY_BYTES)[:, 0]
+
+
+def _by_bucket(keys: npt.NDArray[np.bytes_]) -> Iterator[tuple[int, npt.NDArray[np.bytes_]]]:
+    if not len(keys):
+        return
+    buckets = _buckets(keys)
+    order = np.argsort(buckets, kind="stable")
+    different, starts = np.unique(buckets[order], return_index=True)
+    yield from zip(different.tolist(), np.split(keys[order], starts[1:]), strict=True)

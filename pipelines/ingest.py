@@ -142,7 +142,7 @@ def links_of_parts(context: Context, unit: Unit) -> Iterator[pa.Table]:
     """Yield the links of all parts of a crawl; positions go on from part to part.
 
     Raises:
-        CorruptError: A part is damaged; the next run reads it again.
+        CorruptError: A part is damaged; the next run reads all of them again.
     """
     key, folder = _reading(unit).key, parts_of(unit.collection)
     start = 0
@@ -155,7 +155,7 @@ def links_of_parts(context: Context, unit: Unit) -> Iterator[pa.Table]:
                     end = max(end, last + 1)
                     yield table
         except (pa.ArrowException, OSError, CorruptError) as error:
-            context.run.forget(folder, key, number)
+            context.run.remove_folder(folder)
             raise CorruptError(
                 f"{context.run.url}: part {number} of the crawl is damaged; run again: {error}"
             ) from error

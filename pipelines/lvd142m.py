@@ -6,6 +6,7 @@ from typing import Any
 from curation import __version__, schema
 from curation.blocklist import blocklists
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.policy import UrlPolicy, policy_settings
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
@@ -74,10 +75,11 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
-                "respect_robots": config.fetch.respect_robots,
+                "consent": plain(config.fetch.consent),
+                "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
-            check=_check_lists,
+            check=_check_fetch,
         ),
     )
 
@@ -346,11 +348,6 @@ def _select() -> tuple[Step, ...]:
     )
 
 
-def _check_lists(config: RunConfig) -> None:
-    """Refuse a list that cannot be read, before a request is sent."""
-    blocklists(config.fetch.blocked_hashes)
-
-
 def _nothing(context: Context) -> None:
     return None
 
@@ -404,6 +401,12 @@ def _encoder(context: Context, stage: str) -> Any:
     return ImageEncoder(context.config.embed, context.weights(weights), device=context.device(stage))
 
 
+def _check_fetch(config: RunConfig) -> None:
+    """Refuse lists that cannot be read, before a request is sent; workers find those of domains sorted in the cache."""
+    blocklists(config.fetch.blocked_hashes)
+    UrlPolicy.load(config.fetch.policy)
+
+
 def _check_encoder(config: RunConfig) -> None:
     """Refuse an encoder that cannot work; the default one can, and timm takes seconds to import."""
     default = EmbedConfig()
@@ -432,7 +435,7 @@ def _manifest(context: Context) -> ManifestStage:
         "version": __version__,
         "weights": weights,
         "accept_licenses": list(context.config.accept_licenses),
-        "respect_robots": context.config.fetch.respect_robots,
+        "consent": {**plain(context.config.fetch.consent), "user_agent": context.config.fetch.user_agent},
         "config": context.config.model_dump(mode="json"),
         "made_with_other_settings": _kept_stale(context, plan),
     }

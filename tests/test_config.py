@@ -54,7 +54,7 @@ def test_mistakes_in_the_file_and_on_the_command_line_are_reported_together(tmp_
         ("fetch: {timeout_s: '3'}", "my.yaml: fetch.timeout_s: must be a number, got '3'"),
         ("fetch: {concurrency: 1.5}", "my.yaml: fetch.concurrency: must be a whole number, got 1.5"),
         ("fetch: {concurrency: true}", "my.yaml: fetch.concurrency: must be a whole number, got true"),
-        ("fetch: {respect_robots: 1}", "my.yaml: fetch.respect_robots: must be true or false, got 1"),
+        ("fetch: {consent: {robots: 1}}", "my.yaml: fetch.consent.robots: must be true or false, got 1"),
         ("fetch: {user_agent: 7}", "my.yaml: fetch.user_agent: must be text, got 7"),
         ("fetch: {timeout_s: 0}", "my.yaml: fetch.timeout_s: must be more than 0, got 0"),
         ("fetch: {timeout_s: .inf}", "my.yaml: fetch.timeout_s: must be"),
@@ -117,7 +117,7 @@ def test_an_override_wins_over_the_file_and_is_read_as_yaml(tmp_path):
         tmp_path,
         text,
         "fetch.timeout_s=10",
-        "fetch.respect_robots=false",
+        "fetch.consent.robots=false",
         "faces.scales=[1, 3.5]",
         "embed.side_px=null",
         "seeds.birds.k=7",
@@ -126,7 +126,7 @@ def test_an_override_wins_over_the_file_and_is_read_as_yaml(tmp_path):
     )
 
     assert loaded.fetch.timeout_s == 10
-    assert loaded.fetch.respect_robots is False
+    assert loaded.fetch.consent.robots is False
     assert loaded.faces.scales == (1.0, 3.5)
     assert loaded.embed.side_px is None
     assert loaded.seeds["birds"].k == 7

@@ -1,8 +1,9 @@
 """One URL to its bytes, whatever the server does.
 
 A deadline covers everything from the name look-up to the last byte, retries and redirects included. Each hop of a
-redirect is checked like the first URL: its form, its address, its robots.txt. Environment proxies, cookies and netrc
-are not used.
+redirect is checked like the first URL: its form, its domain, its address, its robots.txt. Environment proxies, cookies
+and netrc are not used. Where the settings name a proxy, names are resolved and checked here before it is asked; it
+resolves them again, so it has to refuse private addresses itself.
 """
 
 import asyncio
@@ -19,9 +20,19 @@ import aiohttp
 import yarl
 
 from curation.config import FetchConfig
-from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_literal, is_public
+from curation.crawl.addresses import (
+    CheckedResolver,
+    IPAddress,
+    anything,
+    check_host,
+    checked_socket,
+    is_literal,
+    is_public,
+)
 from curation.crawl.body import read_body
-from curation.crawl.robots import MAX_ROBOTS_BYTES, MAX_ROBOTS_REDIRECTS, Robots
+from curation.crawl.consent import Consent
+from curation.crawl.policy import UrlPolicy
+from curation.crawl.robots import MAX_ROBOTS_REDIRECTS
 from curation.crawl.urls import WebUrl, parse
 from curation.errors import LinkError
 
@@ -42,12 +53,14 @@ class Answer:
         body: Decompressed.
         url: Where it came from, after redirects.
         content_type: Header as sent; empty where there is none.
+        opt_out: Why its headers forbid the use of what it shows, one of ``LINK_REASONS``; None: they do not.
     """
 
     status: int
     body: bytes
     url: WebUrl
     content_type: str
+    opt_out: str | None = None
 
 
 class Client:
@@ -58,6 +71,8 @@ class Client:
         max_bytes: Limit of a body.
         accept: Accept header.
         cut: Keep the first ``max_bytes`` of a longer body instead of refusing it.
+        refuse_opt_out: Do not read the body of an answer whose headers opt out; else it comes with ``Answer.opt_out``.
+        policy: Which URLs are visited; None: as ``config.policy`` says.
         allow: Which addresses may be connected to; None: as ``config.allow_private_addresses`` says.
         resolver: None: a new one that obeys ``allow``.
     """
@@ -68,6 +83,8 @@ class Client:
         max_bytes: int,
         accept: str,
         cut: bool = False,
+        refuse_opt_out: bool = True,
+        policy: UrlPolicy | None = None,
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
@@ -77,13 +94,19 @@ class Client:
         self._accept = accept
         self._allow = allow or (anything if config.allow_private_addresses else is_public)
         self._given_resolver = resolver
-        self._robots = Robots(self._read_robots, config.user_agent, config.timeout_s / 2)
+        self._refuse_opt_out = refuse_opt_out
+        self._policy = policy or UrlPolicy.load(config.policy)
+        self._consent = Consent(config, self._read_well_known)
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        proxy = self._config.proxy
+        # The only connections are then those to the proxy, wherever it is.
+        self._connected = self._resolver if proxy is None else CheckedResolver(anything)
         connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
+            resolver=self._connected,
             use_dns_cache=False,  # the resolver has its own, which also keeps refusals
+            socket_factory=checked_socket(self._allow if proxy is None else anything),
             limit=0,
             keepalive_timeout=_KEEPALIVE_S,
         )
@@ -92,6 +115,7 @@ class Client:
             auto_decompress=False,  # read_body does, with a limit
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            proxy=proxy,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
             headers={
                 "User-Agent": self._config.user_agent,
@@ -104,10 +128,10 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._robots.close()
+        await self._consent.close()
         await self._session.close()
-        if self._given_resolver is None:
-            await self._resolver.close()
+        for resolver in {self._resolver, self._connected} - {self._given_resolver}:
+            await resolver.close()
 
     async def get(self, url: str) -> Answer:
         """Fetch a URL.
@@ -125,7 +149,7 @@ class Client:
     async def _with_retries(self, url: WebUrl, end: float) -> Answer:
         for attempt in range(self._config.retries + 1):
             try:
-                return await self._follow(url, self._config.max_redirects, self._config.respect_robots)
+                return await self._follow(url, self._config.max_redirects)
             except _RetryLaterError as error:
                 # Full jitter, so that the links of one host do not come back together.
                 delay_s = max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt)
@@ -134,21 +158,34 @@ class Client:
                 await asyncio.sleep(delay_s)
         raise LinkError("connect", "no attempt was made")
 
-    async def _follow(self, url: WebUrl, max_redirects: int, ask_robots: bool, max_bytes: int | None = None) -> Answer:
+    async def _follow(self, url: WebUrl, max_redirects: int, max_bytes: int | None = None) -> Answer:
+        """Follow redirects; ``max_bytes`` is given for the well-known files that say what may be visited."""
         for _ in range(max_redirects + 1):
-            check_literal(url.host, self._allow)
-            if ask_robots:
-                await self._robots.check(url)
+            await self._admit(url, max_bytes is not None)
             answer = await self._request(url, max_bytes)
             if isinstance(answer, Answer):
                 return answer
             url = answer
         raise LinkError("too_many_redirects", f"more than {max_redirects}")
 
+    async def _admit(self, url: WebUrl, is_well_known: bool) -> None:
+        """Refuse a URL before anything is sent."""
+        if is_well_known:
+            self._policy.check_origin(url)
+        else:
+            self._policy.check(url)
+        check_host(url.host, self._allow)
+        if self._config.proxy is not None and not is_literal(url.host):
+            await self._resolver.resolve(url.host, url.port)
+        if not is_well_known:
+            await self._consent.check(url)
+
     async def _request(self, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
         """Return the answer, or where a redirect points to."""
         try:
-            async with self._session.get(yarl.URL(str(url), encoded=True), allow_redirects=False) as answer:
+            async with self._session.get(
+                yarl.URL(str(url), encoded=True), allow_redirects=False, proxy=self._config.proxy
+            ) as answer:
                 return await self._take(answer, url, max_bytes)
         except (ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError) as error:
             raise LinkError("tls", _said(error)) from error
@@ -163,10 +200,13 @@ class Client:
             raise _RetryLaterError("connect", _said(error)) from error
 
     async def _take(self, answer: aiohttp.ClientResponse, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
+        if not 200 <= answer.status < 300 and answer.status not in _REDIRECTS:
+            raise _status_error(answer)
+        opt_out = self._consent.opt_out(answer.headers) if max_bytes is None else None
+        if opt_out is not None and self._refuse_opt_out:
+            raise LinkError(opt_out, "the answer's headers say so", answer.status)
         if answer.status in _REDIRECTS:
             return _target(answer, url)
-        if not 200 <= answer.status < 300:
-            raise _status_error(answer)
         try:
             body = await read_body(answer, max_bytes or self._max_bytes, self._cut or max_bytes is not None)
             if not body:
@@ -174,12 +214,12 @@ class Client:
         except LinkError as error:
             error.status = answer.status
             raise
-        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""))
+        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""), opt_out)
 
-    async def _read_robots(self, url: WebUrl) -> bytes:
+    async def _read_well_known(self, url: WebUrl, max_bytes: int) -> bytes:
         for attempt in range(self._config.retries + 1):
             try:
-                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, False, MAX_ROBOTS_BYTES)).body
+                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, max_bytes)).body
             except _RetryLaterError as error:
                 if attempt == self._config.retries:
                     raise

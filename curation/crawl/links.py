@@ -13,9 +13,19 @@ SourceKind = Literal["web", "file", "tar", "parquet"]
 
 LINK_REASONS = frozenset(
     {
-        "bad_url",  # not an http or https URL, or not a URL at all
+        "bad_url",  # not a URL
+        "policy_scheme",  # neither http nor https
+        "policy_credentials",  # it carries a user name or a password
+        "policy_port",  # a port of other services, or not one of fetch.policy.ports
+        "policy_domain",  # its domain is on a list of blocked ones, or on none of the allowed ones
+        "policy_pattern",  # a pattern of blocked URLs matches it
+        "tracking_pixel",  # its address is one of a known tracking pixel, or says that it has 1x1 pixel
         "policy_address",  # the host is, or resolves only to, addresses that are not public
         "robots",  # robots.txt forbids it, or could not be read
+        "opt_out_noai",  # a page that shows the image, or the answer, says `noai`
+        "opt_out_noimageai",  # the same with `noimageai`
+        "opt_out_noml",  # the same with `noml`
+        "opt_out_tdm",  # the rights of text and data mining are reserved (TDMRep)
         "dns",  # the name does not resolve
         "connect",  # no connection, or one that broke or did not speak HTTP
         "tls",  # the certificate or the handshake
@@ -105,6 +115,25 @@ def to_table(links: Sequence[Link]) -> pa.Table:
     """Return ``links`` as rows of ``schema.CRAWL``, in order."""
     fields = schema.CRAWL.schema
     columns = [pa.array([getattr(link, field.name) for link in links], field.type) for field in fields]
+    return pa.table(columns, schema=fields)
+
+
+def web_links(urls: pa.Array, extra: pa.Array | None = None) -> pa.Table:
+    """Return rows of ``schema.CRAWL`` for normalised URLs of the web that no page was seen to show.
+
+    Args:
+        urls: Strings without nulls.
+        extra: Strings, as long; None: nothing else is known.
+    """
+    fields = schema.CRAWL.schema
+    known = {
+        "url": urls,
+        "page_urls": pa.ListArray.from_arrays(pa.array([0] * (len(urls) + 1), pa.int32()), pa.array([], pa.string())),
+        "source_kind": pa.repeat(pa.scalar("web"), len(urls)),
+    }
+    if extra is not None:
+        known["extra"] = extra
+    columns = [known[field.name] if field.name in known else pa.nulls(len(urls), field.type) for field in fields]
     return pa.table(columns, schema=fields)
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from curation.blocklist import blocklists
 from curation.config import RunConfig
+from curation.crawl.img2dataset import IMAGE_COLUMNS
 from curation.crawl.links import Fetched, Link
 from curation.crawl.verify import refused, verify
 from curation.errors import ImageError, LinkError
@@ -103,7 +104,7 @@ def _image_columns(path: Path, config: RunConfig) -> list[str]:
         inputs.extend(references.inputs)
     inputs = [source for source in inputs if source.kind == "parquet"]
     inputs.sort(key=lambda source: not _names(source.path, path))
-    return list(dict.fromkeys([*(source.image_column for source in inputs), "image"]))
+    return list(dict.fromkeys([*(source.image_column for source in inputs), "image", *IMAGE_COLUMNS]))
 
 
 def _names(pattern: str, path: Path) -> bool:

@@ -13,6 +13,7 @@ import idna
 
 from curation.errors import LinkError
 
+_MAX_NAME_CHARS = 1000  # of a host before it is mapped
 MAX_URL_CHARS = 8192  # longer ones are refused by most servers
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -50,9 +51,13 @@ class WebUrl:
         port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}"
 
+    @property
+    def path_and_query(self) -> str:
+        """What a server sees of it."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
     def __str__(self) -> str:
-        query = "" if self.query is None else f"?{self.query}"
-        return f"{self.origin}{self.path}{query}"
+        return self.origin + self.path_and_query
 
 
 def normalise(text: str, base: str | None = None) -> str:
@@ -63,7 +68,7 @@ def normalise(text: str, base: str | None = None) -> str:
         base: A normalised URL.
 
     Raises:
-        LinkError: With reason ``bad_url``.
+        LinkError: ``bad_url``, ``policy_scheme`` or ``policy_credentials``.
 
     Source:
         WHATWG URL Standard, https://url.spec.whatwg.org/
@@ -81,11 +86,11 @@ def parse(text: str, base: str | None = None) -> WebUrl:
     found = _SCHEME.match(text)
     scheme, rest = (found[1].lower(), text[found.end() :]) if found else ("", text)
     if found and scheme not in DEFAULT_PORTS:
-        raise LinkError("bad_url", f"scheme {scheme[:20]} is neither http nor https")
+        raise LinkError("policy_scheme", f"scheme {scheme[:20]} is neither http nor https")
     address, question, query_text = rest.partition("?")
     address = address.replace("\\", "/")
     query = _encode(query_text, _IN_QUERY) if question else None
-    relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("/"))
+    relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("//"))
     if not relative:
         return _absolute(scheme, address.lstrip("/"), query)
     if origin is None:
@@ -98,9 +103,9 @@ def parse(text: str, base: str | None = None) -> WebUrl:
 def _absolute(scheme: str, address: str, query: str | None) -> WebUrl:
     authority, _, path = address.partition("/")
     if "@" in authority:
-        raise LinkError("bad_url", "carries a user name or password")
+        raise LinkError("policy_credentials", "carries a user name or password")
     host, port = _split_port(authority, scheme)
-    return WebUrl(scheme, _host(host), port, _path("/" + path), query)
+    return WebUrl(scheme, parse_host(host), port, _path("/" + path), query)
 
 
 def _relative(origin: WebUrl, address: str, query: str | None) -> WebUrl:
@@ -116,12 +121,18 @@ def _split_port(authority: str, scheme: str) -> tuple[str, int]:
         return authority, DEFAULT_PORTS[scheme]
     if not port_text:
         return host, DEFAULT_PORTS[scheme]
-    if not (port_text.isascii() and port_text.isdigit()) or len(port_text) > 5 or not 0 < int(port_text) < 65536:
+    digits = port_text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 5 or int(digits) > 65535:
         raise LinkError("bad_url", f"port {port_text[:20]!r} is not a number from 1 to 65535")
-    return host, int(port_text)
+    return host, int(digits)
 
 
-def _host(text: str) -> str:
+def parse_host(text: str) -> str:
+    """Return a host as ``WebUrl.host`` has it.
+
+    Raises:
+        LinkError: With reason ``bad_url``.
+    """
     if text.startswith("["):
         return _ipv6(text)
     name = _percent_decode(text)
@@ -140,12 +151,15 @@ def _host(text: str) -> str:
 
 
 def _ascii_name(name: str) -> str:
+    """Map a name of another script as browsers do (UTS 46); IDNA 2008 would refuse names that exist, like emoji."""
+    if len(name) > _MAX_NAME_CHARS:  # encoding a label takes time quadratic in its length
+        raise LinkError("bad_url", f"host {name[:80]!r} is too long")
     try:
         mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
-        labels = [label if label.isascii() else idna.alabel(label).decode("ascii") for label in mapped.split(".")]
     except (idna.IDNAError, UnicodeError) as error:
         raise LinkError("bad_url", f"host {name[:80]!r} is not an international name: {error}") from error
-    return ".".join(labels)
+    labels = mapped.split(".")
+    return ".".join(x if x.isascii() else f"xn--{x.encode('punycode').decode('ascii')}" for x in labels)
 
 
 def _ipv4(labels: list[str], text: str) -> str:
@@ -173,9 +187,19 @@ def _ipv6(text: str) -> str:
         # A zone (%eth0) would be accepted by ipaddress; it names an interface of this machine.
         if not text.endswith("]") or "%" in text:
             raise ValueError("no closing bracket, or a zone")
-        return f"[{ipaddress.IPv6Address(text[1:-1]).compressed}]"
+        return f"[{_compressed(ipaddress.IPv6Address(text[1:-1]))}]"
     except ValueError as error:
         raise LinkError("bad_url", f"host {text[:80]!r} is no IPv6 address") from error
+
+
+def _compressed(address: ipaddress.IPv6Address) -> str:
+    """Return the one spelling of the standard; ``str`` writes IPv4-mapped addresses differently from Python 3.13 on."""
+    pieces = [f"{int(piece, 16):x}" for piece in address.exploded.split(":")]
+    runs = [(start, stop) for start in range(8) for stop in range(start + 2, 9) if set(pieces[start:stop]) == {"0"}]
+    if not runs:
+        return ":".join(pieces)
+    start, stop = max(runs, key=lambda run: (run[1] - run[0], -run[0]))
+    return f"{':'.join(pieces[:start])}::{':'.join(pieces[stop:])}"
 
 
 def _path(text: str) -> str:

@@ -8,7 +8,8 @@ import pytest
 from curation import schema
 from curation.config import RunConfig, parse
 from curation.crawl.cut import cut
-from curation.crawl.links import Link
+from curation.crawl.links import Link, to_table
+from curation.crawl.merge import found
 
 
 def config(rows, host_spread=4):
@@ -26,8 +27,16 @@ def local(number=100):
     ]
 
 
+def tables(links, batch=97):
+    """Yield links as ``cut`` takes them, a few at a time."""
+    links, position = list(links), 0
+    for start in range(0, len(links), batch):
+        table, position = found(to_table(links[start : start + batch]), position)
+        yield table
+
+
 def shards(links, settings, scratch):
-    return [table.column("url").to_pylist() for table in cut(iter(links), settings, scratch)]
+    return [table.column("url").to_pylist() for table in cut(tables(links), settings, scratch)]
 
 
 def host(url):
@@ -48,7 +57,7 @@ def test_pages_of_a_url_that_comes_again_are_merged_and_sorted(tmp_path):
         Link("https://h.example/a.jpg", ("https://b.example/",)),
     ]
 
-    (table,) = cut([*links, links[0]], config(10), tmp_path)
+    (table,) = cut(tables([*links, links[0]]), config(10), tmp_path)
 
     assert table.to_pylist()[0]["page_urls"] == ["https://b.example/", "https://z.example/"]
     assert table.schema == schema.CRAWL.schema

@@ -1,6 +1,8 @@
 import pytest
 
-from curation.crawl.extract import MAX_OPEN_TAGS, decode_html, extract, parse_srcset
+from curation.crawl.charset import decode_html
+from curation.crawl.extract import extract, parse_srcset
+from curation.crawl.tag_cost import MAX_OPEN_TAGS
 from curation.errors import LinkError
 
 PAGE = "https://example.com/a/page.html"
@@ -64,8 +66,8 @@ def test_images_of_a_page(html, expected):
         ("<img>", "no_source"),
         ("<img src=''>", "no_source"),
         ("<img src>", "no_source"),
-        ("<img src=about:blank>", "bad_url"),
-        ("<img src=http://user:pw@example.com/x.jpg>", "bad_url"),
+        ("<img src=about:blank>", "policy_scheme"),
+        ("<img src=http://user:pw@example.com/x.jpg>", "policy_credentials"),
     ],
 )
 def test_what_is_no_image_of_the_web_is_counted(html, reason):

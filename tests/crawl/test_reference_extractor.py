@@ -9,7 +9,8 @@ from urllib.parse import urljoin
 import html5lib
 import pytest
 
-from curation.crawl.extract import LAZY_SRC, LAZY_SRCSET, decode_html, extract
+from curation.crawl.charset import decode_html
+from curation.crawl.extract import LAZY_SRC, LAZY_SRCSET, extract
 from curation.crawl.urls import normalise
 from curation.errors import LinkError
 

@@ -1,7 +1,12 @@
 import pytest
 
-from curation.crawl.robots import parse_rules, product_token
+from curation.crawl.robots import MAX_WILDCARD_RULES, parse_rules, product_token
+from curation.crawl.urls import parse
 from curation.errors import LinkError
+
+
+def allows(text, path, agent="curation"):
+    return parse_rules(text, agent).allows(parse(f"https://example.com{path}"))
 
 
 def test_the_first_word_of_the_user_agent_is_its_name():
@@ -9,17 +14,70 @@ def test_the_first_word_of_the_user_agent_is_its_name():
     assert product_token("my-bot (x)") == "my-bot"
 
 
-def test_the_group_that_names_the_crawler_wins():
-    rules = parse_rules("User-agent: *\nDisallow: /\nUser-agent: Curation\nDisallow: /private\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "User-agent: *\nDisallow: /\nUser-agent: Curation\nDisallow: /private\n",
+        "\ufeffuser-AGENT:curation\ndisallow:/private",
+        "User-agent: other\rUser-agent: curation\rDisallow: /private\r",
+        "User-agent: curation/2.0 # a crawler\n\n\nDisallow: /private # not this\n",
+        "User-agent: curation\nAllow: /open\nUser-agent: x\nDisallow: /\nUser-agent: CURATION\nDisallow: /private\n",
+        "User-agent: curation\nSitemap: https://example.com/s.xml\nHost: x\nUser-agent: y\nDisallow: /private\n",
+        "User-agent: curation\nCrawl-delay: 5\nUser-agent: y\nDisallow: /private\n",
+        "Disallow: /\nUser-agent: *\nDisallow: /private\n",
+        "User-agent: cur\nDisallow: /\nUser-agent: *\nDisallow: /private\n",
+        "User-agent: curations\nUser-agent: mycuration\nDisallow: /\nUser-agent: *\nDisallow: /private\n",
+        "User agent: curation\nDissallow: /private\n",
+        "User-agent: *\nDisallow: /a*e\nAllow: /a\nDisallow: /*ate\n",
+    ],
+)
+def test_the_rules_of_all_groups_that_name_the_crawler_count_or_those_of_all(text):
+    assert not allows(text, "/private/a.jpg")
+    assert allows(text, "/public/a.jpg")
 
-    assert rules.can_fetch("https://example.com/a.jpg", "curation")
-    assert not rules.can_fetch("https://example.com/private/a.jpg", "curation")
+
+@pytest.mark.parametrize(
+    ("rules", "allowed", "refused"),
+    [
+        ("Disallow:", ["/", "/a"], []),
+        ("Disallow: /\nAllow: /$", ["/"], ["/a"]),
+        ("Allow: /page/\nDisallow: /page/disallowed.gif", ["/page/"], ["/page/disallowed.gif"]),
+        ("Allow: /page\nDisallow: /page", ["/page"], []),
+        ("Disallow: /fish*.php", ["/Fish.php", "/fish"], ["/fish.php", "/fishheads/catfish.php?p=1"]),
+        ("Disallow: /*.php$", ["/a.php?x", "/a.php5"], ["/a.php", "/b/c.php"]),
+        ("Disallow: /a?b=*&c", ["/a?b=1"], ["/a?b=1&c"]),
+        ("Disallow: /foo/bar/%E3%83%84", [], ["/foo/bar/ツ", "/foo/bar/%e3%83%84"]),
+        ("Disallow: /foo/bar/%62%61%7A", [], ["/foo/bar/baz"]),
+        ("Disallow: /a%2Fb", ["/a/b"], ["/a%2fb"]),
+        ("Disallow: /path/file-with-a-%2A.html", ["/path/file-with-a-x.html"], ["/path/file-with-a-*.html"]),
+        ("Disallow: *", [], ["/", "/a"]),
+        ("Disallow: /", ["/robots.txt"], ["/a"]),
+        ("nonsense\nDisallow /x\n<html>", ["/y"], ["/x"]),
+    ],
+)  # fmt: skip
+def test_the_longest_rule_that_matches_decides(rules, allowed, refused):
+    text = f"User-agent: *\n{rules}\n"
+
+    assert [path for path in allowed if not allows(text, path)] == []
+    assert [path for path in refused if allows(text, path)] == []
 
 
-def test_rules_built_to_take_forever_are_refused():
-    text = "User-agent: a\n" * 10_000 + "Disallow: /x\n" * 10_000
+def test_a_group_without_rules_allows_everything_to_those_it_names():
+    assert allows("User-agent: *\nDisallow: /\n\nUser-agent: curation\n", "/a")
+
+
+@pytest.mark.parametrize(("value", "seconds"), [("2.5", 2.5), ("0", 0), ("-1", 0), ("soon", 0), ("inf", 0), ("nan", 0)])
+def test_the_crawl_delay_of_our_group_is_known(value, seconds):
+    text = f"User-agent: *\nCrawl-delay: 9\nUser-agent: curation\nCrawl-delay: {value}\nDisallow: /x\n"
+
+    assert parse_rules(text, "curation").crawl_delay_s == seconds
+
+
+def test_agents_in_a_row_cost_nothing_and_rules_built_to_take_forever_are_refused():
+    many = parse_rules("User-agent: a\n" * 10_000 + "User-agent: curation\n" + "Disallow: /x\n" * 10_000, "curation")
+    assert many.num_rules == 10_000
 
     with pytest.raises(LinkError) as refused:
-        parse_rules(text)
+        parse_rules("User-agent: *\n" + "Disallow: /*a*b\n" * (MAX_WILDCARD_RULES + 1), "curation")
 
     assert refused.value.reason == "robots"

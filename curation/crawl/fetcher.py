@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from curation.blocklist import blocklists
 from curation.config import FetchConfig, ImagesConfig
 from curation.crawl.addresses import CheckedResolver, IPAddress
+from curation.crawl.blocked import blocked_images
 from curation.crawl.client import Answer, Client
 from curation.crawl.links import Fetched, Link
 from curation.crawl.schedule import HostTurns
@@ -157,7 +157,7 @@ class Fetcher:
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
-        blocked = blocklists(fetch.blocked_hashes)
+        blocked = blocked_images(fetch, images)
         self._visitor: Visitor[ImageInfo] = Visitor(
             fetch,
             client=lambda: Client(fetch, fetch.max_bytes, _ACCEPT_IMAGES, allow=allow, resolver=resolver),

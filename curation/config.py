@@ -224,6 +224,12 @@ class FetchConfig(Settings):
     resize: ResizeConfig | None = Field(
         None, description="Store images of the web smaller, and encoded anew; null: as they came."
     )
+    proxy: str | None = Field(
+        None,
+        pattern=r"^https?://[^/@\s]+/?$",
+        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names are "
+        "checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
+    )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
 

@@ -88,14 +88,24 @@ def check_host(host: str, allow: Callable[[IPAddress], bool] = is_public) -> Non
     Raises:
         LinkError: With reason ``policy_address``.
     """
-    try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
+    address = _literal(host)
+    if address is None:
         if allow is not anything and _is_local_name(host):
-            raise LinkError("policy_address", f"{host} is a name of local networks") from None
-        return
-    if not allow(address):
+            raise LinkError("policy_address", f"{host} is a name of local networks")
+    elif not allow(address):
         raise LinkError("policy_address", f"{address} is not a public address")
+
+
+def is_literal(host: str) -> bool:
+    """Return whether a host is written as an address."""
+    return _literal(host) is not None
+
+
+def _literal(host: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
 
 
 def _is_local_name(host: str) -> bool:

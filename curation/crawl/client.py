@@ -1,8 +1,9 @@
 """One request and its answer, whatever the server does.
 
 ``Client.admit`` says whether a URL may be requested, ``Client.request`` does so. Whoever follows a redirect asks both
-again: each hop is checked like the first URL, its form, its address, its robots.txt. Environment proxies, cookies and
-netrc are not used.
+again: each hop is checked like the first URL, its form, its domain, its address, its robots.txt. Environment proxies,
+cookies and netrc are not used. Where the settings name a proxy, names are resolved and checked here before it is asked;
+it resolves them again, so it has to refuse private addresses itself.
 """
 
 import asyncio
@@ -19,7 +20,15 @@ import aiohttp
 import yarl
 
 from curation.config import FetchConfig
-from curation.crawl.addresses import CheckedResolver, IPAddress, anything, check_host, checked_socket, is_public
+from curation.crawl.addresses import (
+    CheckedResolver,
+    IPAddress,
+    anything,
+    check_host,
+    checked_socket,
+    is_literal,
+    is_public,
+)
 from curation.crawl.body import read_body
 from curation.crawl.consent import Consent
 from curation.crawl.policy import UrlPolicy
@@ -111,10 +120,13 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        proxy = self._config.proxy
+        # The only connections are then those to the proxy, wherever it is.
+        self._connected = self._resolver if proxy is None else CheckedResolver(anything)
         connector = aiohttp.TCPConnector(
-            resolver=self._resolver,
+            resolver=self._connected,
             use_dns_cache=False,  # the resolver has its own, which also keeps refusals
-            socket_factory=checked_socket(self._allow),
+            socket_factory=checked_socket(self._allow if proxy is None else anything),
             limit=0,
             keepalive_timeout=_KEEPALIVE_S,
         )
@@ -123,6 +135,7 @@ class Client:
             auto_decompress=False,  # read_body does, with a limit
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
+            proxy=proxy,
             timeout=aiohttp.ClientTimeout(
                 total=None, sock_connect=self._config.connect_timeout_s, sock_read=self._config.idle_timeout_s
             ),
@@ -139,8 +152,8 @@ class Client:
     ) -> None:
         await self._consent.close()
         await self._session.close()
-        if self._given_resolver is None:
-            await self._resolver.close()
+        for resolver in {self._resolver, self._connected} - {self._given_resolver}:
+            await resolver.close()
 
     async def admit(self, url: WebUrl) -> None:
         """Refuse a URL before anything is sent to it; reads what its origin says about that first.
@@ -149,7 +162,7 @@ class Client:
             LinkError: With one of ``links.LINK_REASONS``.
         """
         self._policy.check(url)
-        check_host(url.host, self._allow)
+        await self._check_host(url)
         await self._consent.check(url)
 
     def crawl_delay_s(self, url: WebUrl) -> float:
@@ -174,10 +187,17 @@ class Client:
         if answer.is_large:
             self._large.release()
 
+    async def _check_host(self, url: WebUrl) -> None:
+        check_host(url.host, self._allow)
+        if self._config.proxy is not None and not is_literal(url.host):
+            await self._resolver.resolve(url.host, url.port)
+
     async def _request(self, url: WebUrl, heard: Heard, max_bytes: int | None) -> Answer | WebUrl:
         """See ``request``; ``max_bytes`` is given for the well-known files that say what may be visited."""
         try:
-            async with self._session.get(yarl.URL(str(url), encoded=True), allow_redirects=False) as answer:
+            async with self._session.get(
+                yarl.URL(str(url), encoded=True), allow_redirects=False, proxy=self._config.proxy
+            ) as answer:
                 return await self._take(answer, url, heard, max_bytes)
         except (ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError) as error:
             raise LinkError("tls", _said(error)) from error
@@ -230,7 +250,7 @@ class Client:
     async def _follow_well_known(self, url: WebUrl, max_bytes: int) -> bytes:
         for _ in range(MAX_ROBOTS_REDIRECTS + 1):
             self._policy.check_origin(url)
-            check_host(url.host, self._allow)
+            await self._check_host(url)
             answer = await self._request(url, Heard(), max_bytes)
             if isinstance(answer, Answer):
                 self.forget(answer)

@@ -33,6 +33,7 @@ _FORMAT = 1  # raise when the same lists make another file
 _HASH_BYTES = 8
 _MAX_LINE_BYTES = 1 << 16
 _NAME = re.compile(rb"(?:[a-z0-9_-]+\.)*[a-z0-9_-]*[a-z_-][a-z0-9_-]*")  # its last label is no number
+_MAX_BAD_SHARE = 0.1  # of lines that name no domain; more and it is another kind of file
 _COMMENTS = (b"!", b";", b"//")
 _COMMON_TARGETS = frozenset({b"0.0.0.0", b"127.0.0.1", b"::", b"::1"})  # of hosts files
 
@@ -74,7 +75,7 @@ def load_domains(paths: Sequence[str], whole_domains: bool = False, cache_dir: P
         cache_dir: Where the sorted hashes are kept; None: as ``weights.default_cache_dir`` says.
 
     Raises:
-        InputError: A list cannot be read, or no line of it names a domain.
+        InputError: A list cannot be read, or many of its lines name no domain.
     """
     digest = hashlib.sha256(repr((_FORMAT, sys.byteorder, whole_domains, list_digests(paths))).encode()).hexdigest()
     file = (cache_dir or default_cache_dir()) / "domains" / f"{digest}.u64"
@@ -115,17 +116,20 @@ def _digest(path: str, size: int, mtime_ns: int) -> str:
 def _hashes(paths: Sequence[str], whole_domains: bool) -> bytes:
     found = bytearray()
     for path in paths:
-        before, num_bad = len(found), 0
+        before, bad = len(found), 0
         for name in _names(Path(path)):
             if name is None:
-                num_bad += 1
+                bad += 1
                 continue
             if whole_domains:
                 name = (registrable_domain(name.decode()) or name.decode()).encode()
             found += _hash(name)
-        if num_bad and len(found) == before:
-            raise InputError(f"fetch.policy: {path}: no line names a domain, and {num_bad} lines name something else")
-    return np.unique(np.frombuffer(found, dtype=np.uint64)).tobytes()
+        good = (len(found) - before) // _HASH_BYTES
+        if bad > good * _MAX_BAD_SHARE:
+            raise InputError(f"fetch.policy: {path}: {bad} lines name no domain, and {good} do; give a list of domains")
+    hashes = np.frombuffer(found, dtype=np.uint64)
+    hashes.sort()  # in place: np.unique would hold several copies
+    return hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]].tobytes()
 
 
 def _names(path: Path) -> Iterator[bytes | None]:
@@ -137,7 +141,10 @@ def _names(path: Path) -> Iterator[bytes | None]:
             fields = line.partition(b"#")[0].lower().split()
             if not fields or fields[0].startswith(_COMMENTS):
                 continue
-            for field in fields[1:] if len(fields) > 1 and _is_address(fields[0]) else fields[:1]:
+            if len(fields) > 1 and not _is_address(fields[0]):
+                yield None
+                continue
+            for field in fields[1:] or fields:
                 name = field.removeprefix(b"*").removeprefix(b".").removesuffix(b".")
                 yield name if _NAME.fullmatch(name) else _any_name(name)
 
@@ -145,9 +152,11 @@ def _names(path: Path) -> Iterator[bytes | None]:
 def _any_name(name: bytes) -> bytes | None:
     """Return an address, or a name of another script, as it stands in normalised URLs."""
     text = name.decode("utf-8", "replace")
-    with suppress(LinkError):
-        return parse_host(f"[{text}]" if ":" in text and not text.startswith("[") else text).encode()
-    return None
+    try:
+        host = parse_host(f"[{text}]" if ":" in text and not text.startswith("[") else text).encode()
+    except LinkError:
+        return None
+    return host if _NAME.fullmatch(host) or _is_address(host.strip(b"[]")) else None
 
 
 def _is_address(field: bytes) -> bool:

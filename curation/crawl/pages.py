@@ -45,7 +45,7 @@ def visit_pages(urls: Iterable[str], config: RunConfig, report: Report) -> Itera
     """
     visitor: Visitor[PageImages] = Visitor(
         config.fetch,
-        client=lambda: Client(config.fetch, config.crawl.max_page_bytes, _ACCEPT_PAGES, cut=True),
+        client=lambda: Client(config.fetch, config.crawl.max_page_bytes, _ACCEPT_PAGES, cut=True, refuse_opt_out=False),
         check=partial(_images_of_answer, config),
         num_threads=config.images.decode_threads,
     )
@@ -151,15 +151,19 @@ def _page(
     """Extract a page's images; what its headers say of its use counts like what it says itself."""
     token = product_token(config.fetch.user_agent)
     images = extract(decode_html(body, content_type), page_url, token)
-    reasons = [reason for reason in (images.opt_out, opt_out_of(robots, tdm, token)) if reason is not None]
-    return replace(images, opt_out=min(reasons, default=None))
+    return replace(images, opt_out=_first(images.opt_out, opt_out_of(robots, tdm, token)))
+
+
+def _first(*reasons: str | None) -> str | None:
+    return min((reason for reason in reasons if reason is not None), default=None)
 
 
 def _images_of_answer(config: RunConfig, answer: Answer) -> PageImages:
     kind = answer.content_type.partition(";")[0].strip().lower()
     if kind and kind not in _HTML_TYPES:
         raise LinkError("not_html", kind, answer.status)
-    return _page(answer.body, answer.content_type, str(answer.url), config, (), None)
+    images = _page(answer.body, answer.content_type, str(answer.url), config, (), None)
+    return replace(images, opt_out=_first(images.opt_out, answer.opt_out))
 
 
 def _links(images: PageImages, page_url: str, report: Report) -> list[Link]:

@@ -13,6 +13,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 from PIL import Image
 
 from curation.config import FetchConfig, RunConfig
@@ -47,6 +48,7 @@ class Site:
         most_at_once: Requests to ``/slow`` that ran at the same time.
         agents: User agents seen.
         robots: Body of robots.txt, or a status.
+        tdmrep: Body of tdmrep.json, or a status.
     """
 
     def __init__(self) -> None:
@@ -54,7 +56,11 @@ class Site:
         self.agents: set[str] = set()
         self.robots: str | int = 404
         self.robots_delay_s = 0.0
+        self.tdmrep: str | int = 404
+        self.tdmrep_delay_s = 0.0
+        self.endless_headers: dict[str, str] = {}
         self.pages: dict[str, str] = {}
+        self.page_headers: dict[str, str] = {}
         self.most_at_once = 0
         self._at_once = 0
         self._loop = asyncio.new_event_loop()
@@ -79,6 +85,8 @@ class Site:
         started.set_result(runner.addresses[0][1])
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
@@ -87,17 +95,31 @@ class Site:
         self.hits[path] += 1
         self.agents.add(request.headers.get("User-Agent", ""))
         if path == "/robots.txt":
-            await asyncio.sleep(self.robots_delay_s)
-            if isinstance(self.robots, int):
-                return web.Response(status=self.robots)
-            return web.Response(text=self.robots)
+            return await self._well_known(self.robots, self.robots_delay_s)
+        if path == "/.well-known/tdmrep.json":
+            return await self._well_known(self.tdmrep, self.tdmrep_delay_s)
         if path in self.pages:
-            return web.Response(text=self.pages[path], content_type="text/html")
+            return web.Response(text=self.pages[path], content_type="text/html", headers=self.page_headers)
         handler = getattr(self, "_" + path.strip("/").split("/")[0].partition(".")[0], None)
         try:
             return await handler(request) if handler else web.Response(status=404)
         except ConnectionError:  # the client had enough
             return web.Response(status=500)
+
+    async def _well_known(self, body: str | int, delay_s: float) -> web.Response:
+        """With headers that opt out: they do not keep the file itself from being read."""
+        await asyncio.sleep(delay_s)
+        if isinstance(body, int):
+            return web.Response(status=body)
+        return web.Response(text=body, headers={"X-Robots-Tag": "noai", "TDM-Reservation": "1"})
+
+    async def _tagged(self, request: web.Request) -> web.StreamResponse:
+        """An image with the headers that the query names."""
+        headers = CIMultiDict((name, value) for name, value in request.query.items() if name != "status")
+        answer = web.StreamResponse(status=int(request.query.get("status", 200)), headers=headers)
+        await answer.prepare(request)
+        await answer.write(make_image(8))
+        return answer
 
     async def _image(self, request: web.Request) -> web.Response:
         return web.Response(body=make_image(int(request.path.rpartition("/")[2].partition(".")[0])))
@@ -120,7 +142,7 @@ class Site:
         return answer
 
     async def _endless(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
+        answer = web.StreamResponse(headers=self.endless_headers)
         await answer.prepare(request)
         while True:
             await answer.write(bytes(1 << 16))

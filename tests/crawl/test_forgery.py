@@ -325,3 +325,16 @@ def test_environment_proxies_do_not_see_a_request(trap, monkeypatch):
     reasons(["http://open.example/a.jpg", "https://open.example/a.jpg"], timeout_s=2.0)
 
     assert set(trap.addresses) == {"93.184.216.34"}
+
+
+def test_a_proxy_that_the_settings_name_sees_public_names_only(trap):
+    trap.dns = {"private.example": [["10.0.0.1"]]}
+    urls = ["http://open.example/a.jpg", "http://private.example/a.jpg", *LITERALS, *NAMES]
+    urls.append(f"http://open.example/to?url={quote('http://private.example/')}")
+
+    found = reasons(urls, proxy="http://10.9.8.7:3128")
+
+    assert found.pop("http://open.example/a.jpg") == "http_404"
+    assert set(found.values()) == {"policy_address"}
+    assert {host for host, _ in trap.requests} == {"open.example"}
+    assert set(trap.addresses) == {"10.9.8.7"}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curation import encoder_presets
 from curation.errors import ConfigError
@@ -163,7 +163,7 @@ class PolicyConfig(Settings):
     )
     blocked_urls: tuple[str, ...] = Field((), description="Patterns of refused URLs; * is any run of characters.")
     blocked_url_lists: tuple[str, ...] = Field((), description="Files of such patterns, one a line.")
-    ports: tuple[int, ...] = Field(
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
         (), description="Ports that may be connected to; none given: all but the bad ports of the Fetch standard."
     )
     tracking_pixels: bool = Field(True, description="Refuse URLs of known tracking pixels and of images of 1x1 pixel.")
@@ -226,9 +226,8 @@ class FetchConfig(Settings):
     )
     proxy: str | None = Field(
         None,
-        pattern=r"^https?://[^/@\s]+/?$",
-        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names are "
-        "checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
+        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names "
+        "are checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
     )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
@@ -239,6 +238,13 @@ class FetchConfig(Settings):
         if isinstance(tree, Mapping) and tree.get("allow_private_addresses") is True:
             return {"host_requests_per_s": None, **tree}
         return tree
+
+    @field_validator("proxy")
+    @classmethod
+    def _has_no_secrets(cls, proxy: str | None) -> str | None:
+        if proxy is not None and re.fullmatch(r"https?://[^/@\s]+/?", proxy) is None:
+            raise ValueError("must be http://host:port, without user name and password")  # which runs would record
+        return proxy
 
 
 class PcaHashConfig(Settings):

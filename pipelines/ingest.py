@@ -172,5 +172,5 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
         }
         if tar is not None:
             row["raw_offset"] = tar.add(row["image_id"], fetched.data, fetched.info.format)
-            row["raw_id"] = image_id(fetched.data)
+            row["raw_id"] = fetched.stored_id
     return row

@@ -71,7 +71,7 @@ def _verified(index: int, data: bytes | None, reason: str | None, detail: str, c
         return Fetched(index, None, None, "empty", detail="no bytes")
     try:
         found = verify(data, config.images, blocklists(config.fetch.blocked_hashes))
-        return Fetched(index, data, found.info, None, image_id=found.image_id)
+        return Fetched(index, data, found.info, None, image_id=found.image_id, stored_id=found.stored_id)
     except ImageError as error:
         return refused(index, error)
 

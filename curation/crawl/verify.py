@@ -12,6 +12,7 @@ from curation.config import ImagesConfig, ResizeConfig
 from curation.crashes import watch
 from curation.crawl.links import Fetched
 from curation.errors import BlocklistedError, ImageError
+from curation.frames import has_more
 from curation.images import ImageInfo
 
 
@@ -64,6 +65,8 @@ def verify(
     if blocked is not None:
         blocked.check(data)
     image_id = digest_id(data)
+    if has_more(data, limits.max_frames):
+        raise ImageError("too_many_frames", f"more than images.max_frames, {limits.max_frames}")
     with watch().at_work(image_id, data, limits):
         if resize is None:
             return Verified(data, images.inspect_pixels(data, limits), image_id, image_id)

@@ -224,6 +224,10 @@ class FetchConfig(Settings):
     blocked_hashes: tuple[str, ...] = Field(
         (), description="Lists of sha256 digests (hex, one a line): images whose bytes they name are discarded unseen."
     )
+    blocked_pdq: tuple[str, ...] = Field(
+        (), description="Lists of PDQ hashes (hex, one a line): images that look like one of them are discarded."
+    )
+    blocked_pdq_distance: int = Field(31, ge=0, le=128, description="Bits of 256 in which these may differ.")
     resize: ResizeConfig | None = Field(
         None, description="Store images of the web smaller, and encoded anew; null: as they came."
     )
@@ -698,6 +702,7 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         update={
             "policy": config.fetch.policy.model_copy(update=policy),
             "blocked_hashes": tuple(map(anchored, config.fetch.blocked_hashes)),
+            "blocked_pdq": tuple(map(anchored, config.fetch.blocked_pdq)),
         }
     )
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}

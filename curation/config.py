@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from curation import encoder_presets
 from curation.errors import ConfigError
@@ -107,6 +107,9 @@ class ImagesConfig(Settings):
     )
     min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
     max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
+    max_frames: int = Field(
+        1_000, ge=1, description="Animations and files of more frames or pages are refused; the first frame is used."
+    )
     decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")
     decode_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Deadline of decoding one image; one that takes longer twice is refused."
@@ -163,10 +166,21 @@ class PolicyConfig(Settings):
     )
     blocked_urls: tuple[str, ...] = Field((), description="Patterns of refused URLs; * is any run of characters.")
     blocked_url_lists: tuple[str, ...] = Field((), description="Files of such patterns, one a line.")
-    ports: tuple[int, ...] = Field(
+    ports: tuple[Annotated[int, Field(ge=1, le=65535)], ...] = Field(
         (), description="Ports that may be connected to; none given: all but the bad ports of the Fetch standard."
     )
     tracking_pixels: bool = Field(True, description="Refuse URLs of known tracking pixels and of images of 1x1 pixel.")
+
+
+class ResizeConfig(Settings):
+    """How fetched images are made smaller before they are stored; they are never enlarged."""
+
+    side_px: int = Field(256, ge=16, le=16_384, description="Side that the shorter or longer side is brought to.")
+    mode: Literal["shorter", "longer", "none"] = Field(
+        "shorter", description="Which side becomes side_px, the ratio kept; none: only encode anew."
+    )
+    format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="What is stored.")
+    quality: int = Field(95, ge=1, le=100, description="Of the lossy formats.")
 
 
 class FetchConfig(Settings):
@@ -178,10 +192,32 @@ class FetchConfig(Settings):
         pattern=r"^[\x20-\x7e]+$",
         description="Sent with each request; its first word is matched in robots.txt.",
     )
+    allow_private_addresses: bool = Field(
+        False, description="Connect to loopback and private addresses; only for tests and intranets."
+    )
     concurrency: int = Field(64, ge=1, le=10_000, description="Requests at a time in one worker.")
-    host_concurrency: int = Field(8, ge=1, description="Requests at a time to one host in one worker.")
-    timeout_s: float = Field(20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte.")
+    host_concurrency: int = Field(
+        8, ge=1, description="Requests at a time to one host, of all workers; shards that share it get a part, at least 1."
+    )
+    host_requests_per_s: float | None = Field(
+        default_factory=lambda given: None if given.get("allow_private_addresses") else 20.0,
+        gt=0,
+        description=(
+            "Requests a second to one host, of all workers; null: no limit. The default is 20, and null with "
+            "`allow_private_addresses`, whose hosts are the user's own."
+        ),
+    )
+    max_crawl_delay_s: float = Field(
+        30.0, ge=0, le=3600, description="A longer Crawl-delay of robots.txt counts as this one."
+    )
+    host_failures: int = Field(
+        10, ge=1, description="Failures in a row without any answer after which a host is left alone, tried, given up."
+    )
+    timeout_s: float = Field(
+        20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte; waiting for a turn is not in it."
+    )
     connect_timeout_s: float = Field(5.0, gt=0, le=600, description="Deadline of a connection.")
+    idle_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest silence of a connection within an answer.")
     max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
@@ -192,17 +228,23 @@ class FetchConfig(Settings):
         (), description="Lists of PDQ hashes (hex, one a line): images that look like one of them are discarded."
     )
     blocked_pdq_distance: int = Field(31, ge=0, le=128, description="Bits of 256 in which these may differ.")
-    allow_private_addresses: bool = Field(
-        False, description="Connect to loopback and private addresses; only for tests and intranets."
+    resize: ResizeConfig | None = Field(
+        None, description="Store images of the web smaller, and encoded anew; null: as they came."
     )
     proxy: str | None = Field(
         None,
-        pattern=r"^https?://[^/@\s]+/?$",
-        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names are "
-        "checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
+        description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names "
+        "are checked here, but the proxy resolves them again, so it must refuse private addresses itself.",
     )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
+
+    @field_validator("proxy")
+    @classmethod
+    def _has_no_secrets(cls, proxy: str | None) -> str | None:
+        if proxy is not None and re.fullmatch(r"https?://[^/@\s]+/?", proxy) is None:
+            raise ValueError("must be http://host:port, without user name and password")  # which runs would record
+        return proxy
 
 
 class PcaHashConfig(Settings):

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 import curation
 from curation import config
-from curation.config import InputConfig, RunConfig, SeedConfig, Settings
+from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, Settings, absolute
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError, UsageError
 
@@ -271,3 +271,19 @@ def test_levels_and_a_fit_on_everything_can_be_asked_for():
 
     assert found.cluster.levels == (50, 10)
     assert found.cluster.sample_size is None
+
+
+def test_paths_of_domain_lists_are_made_absolute(tmp_path):
+    policy = PolicyConfig(blocked_domains=("lists/bad.txt",), allowed_domains=("/abs.txt",), blocked_urls=("*/x/*",))
+
+    found = absolute(RunConfig(fetch=FetchConfig(policy=policy)), tmp_path).fetch.policy
+
+    assert found.blocked_domains == (str(tmp_path / "lists/bad.txt"),)
+    assert (found.allowed_domains, found.blocked_urls) == (("/abs.txt",), ("*/x/*",))
+
+
+@pytest.mark.parametrize("proxy", ["http://user:secret@proxy.example:3128", "socks5://proxy.example", "proxy.example"])
+def test_a_proxy_is_an_address_without_secrets_and_the_error_repeats_none(tmp_path, proxy):
+    (problem,) = problems(tmp_path, f"fetch: {{proxy: '{proxy}'}}")
+
+    assert problem == "my.yaml: fetch.proxy: must be http://host:port, without user name and password"

@@ -294,6 +294,7 @@ def test_a_finished_run_is_done_and_its_funnel_is_the_manifests(finished: Made) 
     assert marker is not None
     summary = json.loads(finished.run.read_bytes(marker.files["manifest.json"]))
     assert (found.manifest.digest, found.manifest.num_images) == (summary["digest"], 3)
+    assert [summary["consent"][name] for name in ("robots", "page", "headers", "tdm")] == [True] * 4
     for collection in found.collections[:2]:
         rows = [(entry.stage, entry.num_in, entry.num_out, entry.rejected) for entry in collection.funnel]
         assert rows == [(e["stage"], e["in"], e["out"], e["rejected"]) for e in summary["funnel"][collection.name]]

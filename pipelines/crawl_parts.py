@@ -25,7 +25,7 @@ def run(runner: Runner, context: Context, plan: Plan, step: Step, units: Sequenc
         InputError: An input does not exist, or cannot be read at all.
     """
     for unit in units:
-        parts = split(inputs_of(context.config, unit.collection), context.config, only=unit.extend)
+        parts = _parts(context, unit)
         key = _key(unit, parts)
         _forget_others(context, unit.collection, key)
         done = context.run.markers(parts_of(unit.collection), key)
@@ -42,6 +42,14 @@ def run(runner: Runner, context: Context, plan: Plan, step: Step, units: Sequenc
         for finished in runner.run(context, plan, step, [replace(unit, reading=Reading(key, len(parts)))]):
             context.run.remove_folder(parts_of(unit.collection))
             yield finished
+
+
+def _parts(context: Context, unit: Unit) -> list[InputPart]:
+    """Return the parts of the inputs that a crawl reads: all, or those of an extension."""
+    inputs = inputs_of(context.config, unit.collection)
+    numbers = unit.extend or range(len(inputs))
+    found = split([inputs[number] for number in numbers], context.config)
+    return [replace(part, source=numbers[part.source]) for part in found]
 
 
 def _with_part(readings: Sequence[Unit]) -> Iterator[tuple[Unit, InputPart]]:

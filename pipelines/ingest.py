@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from curation.crawl.merge import FOUND, compacted, moved, with_hashes
 from curation.errors import CorruptError, InputError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
+from curation.pipelines.extension import extend
 from curation.pipelines.redact import record, redact
 from curation.pipelines.retry import retried_rows
 from curation.pipelines.step_settings import plain
@@ -88,14 +89,19 @@ def cut_parts(context: Context, unit: Unit) -> int:
         InputError: If the pool has no images.
     """
     start = time.monotonic()
-    run, collection = context.run, unit.collection
-    num_found, skipped = tally_of_parts(context, unit)
+    run, collection, reading = context.run, unit.collection, _reading(unit)
+    markers = run.markers(parts_of(collection), reading.key)
+    skipped = sum((Counter(marker.skipped) for marker in markers.values()), Counter())
+    names = input_names(inputs_of(context.config, collection))
+    if unit.extend:
+        seconds = sum(marker.seconds for marker in markers.values())
+        return extend(context, unit, _all_found(context, unit, markers), names, skipped, seconds)
     digests: list[str] = []
     total = 0
     with tempfile.TemporaryDirectory(prefix="curation-crawl-") as scratch:
-        for shard, table in enumerate(cut(links_of_parts(context, unit), context.config, Path(scratch))):
+        for shard, table in enumerate(cut(_all_found(context, unit, markers), context.config, Path(scratch))):
             total += table.num_rows
-            if num_found == 0 and collection == "pool":
+            if shard == 0 and sum(marker.num_rows for marker in markers.values()) == 0 and collection == "pool":
                 found = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "nothing else"
                 raise InputError(f"pool.inputs name no image (also seen: {found}); check their paths and kinds")
             if context.should_stop():
@@ -115,7 +121,7 @@ def cut_parts(context: Context, unit: Unit) -> int:
         num_shards=len(digests),
         seconds=time.monotonic() - start,
         skipped=dict(sorted(skipped.items())),
-        read=input_names(inputs_of(context.config, collection)),
+        read=names,
     )
     run.commit_artefacts(crawl_marker(collection), {}, made)
     return total
@@ -138,15 +144,14 @@ def _with_positions(tables: Iterable[pa.Table], position: int = 0) -> Iterator[p
         yield found
 
 
-def links_of_parts(context: Context, unit: Unit) -> Iterator[pa.Table]:
-    """Yield the links of all parts of a crawl; positions go on from part to part.
+def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> Iterator[pa.Table]:
+    """Yield what all parts found; positions go on from part to part.
 
     Raises:
         CorruptError: A part is damaged; the next run reads all of them again.
     """
-    key, folder = _reading(unit).key, parts_of(unit.collection)
     start = 0
-    for number, marker in context.run.markers(folder, key).items():
+    for number, marker in sorted(markers.items()):
         end = start
         try:
             with context.run.open(marker.files["links"]) as stream:
@@ -155,20 +160,11 @@ def links_of_parts(context: Context, unit: Unit) -> Iterator[pa.Table]:
                     end = max(end, last + 1)
                     yield table
         except (pa.ArrowException, OSError, CorruptError) as error:
-            context.run.remove_folder(folder)
+            context.run.remove_folder(parts_of(unit.collection))
             raise CorruptError(
                 f"{context.run.url}: part {number} of the crawl is damaged; run again: {error}"
             ) from error
         start = end
-
-
-def tally_of_parts(context: Context, unit: Unit) -> tuple[int, Counter[str]]:
-    """Return how many links the parts of a crawl hold, repeated ones included, and what they left out, by reason."""
-    markers = context.run.markers(parts_of(unit.collection), _reading(unit).key).values()
-    skipped: Counter[str] = Counter()
-    for marker in markers:
-        skipped.update(marker.skipped)
-    return sum(marker.num_rows for marker in markers), skipped
 
 
 def links_of(context: Context, collection: str, shard: int) -> list[Link]:
@@ -191,7 +187,7 @@ def fetch(context: Context, unit: Unit) -> int:
     links = links_of(context, collection, shard)
     rows: list[dict[str, Any] | None] = [None if link.url else {"reject_reason": "blocklisted"} for link in links]
     for row, reason in retried_rows(context, collection, shard).items():
-        rows[row] = rows[row] or {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
+        rows[row] = {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
     todo = [row for row, settled in enumerate(rows) if settled is None]
     context.on_rows(len(links) - len(todo))
     in_place = collection.startswith("references/")
@@ -251,7 +247,7 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
     }
     if fetched.data is not None and fetched.info is not None and fetched.reject_reason is None:
         row |= {
-            "image_id": image_id(fetched.data),
+            "image_id": fetched.image_id,
             "width": fetched.info.width,
             "height": fetched.info.height,
             "format": fetched.info.format,
@@ -259,4 +255,5 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
         }
         if tar is not None:
             row["raw_offset"] = tar.add(row["image_id"], fetched.data, fetched.info.format)
+            row["raw_id"] = fetched.stored_id
     return row

@@ -4,8 +4,8 @@ import hashlib
 from typing import Any
 
 from curation import __version__, schema
-from curation.blocklist import blocklists
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.blocked import blocked_images
 from curation.crawl.policy import UrlPolicy, policy_settings
 from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
@@ -79,6 +79,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
+                "resize": config.fetch.resize and plain(config.fetch.resize),
                 "consent": plain(config.fetch.consent),
                 "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
@@ -407,7 +408,7 @@ def _encoder(context: Context, stage: str) -> Any:
 
 def _check_fetch(config: RunConfig) -> None:
     """Refuse lists that cannot be read, before a request is sent; workers find those of domains sorted in the cache."""
-    blocklists(config.fetch.blocked_hashes)
+    blocked_images(config.fetch, config.images)
     UrlPolicy.load(config.fetch.policy)
 
 

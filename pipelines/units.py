@@ -64,8 +64,8 @@ class Unit:
         part: A part of a reduce that goes in rounds; ``shard`` is then the number of the part.
         with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
         block: The two groups of a block; the same one twice: it is compared with itself.
-        reading: A part of a crawl, ``shard`` is then the number of the part; or the cut that ends it.
         extend: Of a crawl: numbers of the inputs whose new links are to be added to those that are there.
+        reading: A part of a crawl, ``shard`` is then the number of the part; or the cut that ends it.
     """
 
     step: str
@@ -77,8 +77,8 @@ class Unit:
     with_steps: tuple[str, ...] = ()
     part: Part | None = None
     block: tuple[Span, Span] | None = None
-    reading: Reading | None = None
     extend: tuple[int, ...] = ()
+    reading: Reading | None = None
 
     @property
     def fingerprint(self) -> str:

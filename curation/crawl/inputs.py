@@ -5,7 +5,7 @@ A part is a few files of one input, the same ones for any number of workers. Wha
 
 import gzip
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -63,19 +63,13 @@ class InputPart:
     in_turn: bool = False
 
 
-def split(inputs: Sequence[InputConfig], config: RunConfig, only: Collection[int] = ()) -> list[InputPart]:
-    """Return the parts of inputs: inputs in order, their files sorted or as listed.
-
-    Args:
-        inputs: What to read.
-        config: Limits.
-        only: Positions of the inputs that matter; empty: all.
+def split(inputs: Sequence[InputConfig], config: RunConfig) -> list[InputPart]:
+    """Return the parts of all inputs: inputs in order, their files sorted or as listed.
 
     Raises:
         InputError: If an input does not exist.
     """
-    wanted = ((place, source) for place, source in enumerate(inputs) if not only or place in only)
-    return [part for place, source in wanted for part in _parts(place, source, config)]
+    return [part for place, source in enumerate(inputs) for part in _parts(place, source, config)]
 
 
 def read_part(part: InputPart, source: InputConfig, config: RunConfig, report: Report) -> Iterator[pa.Table]:

@@ -1,5 +1,6 @@
 """Which links of a later list are new."""
 
+import pyarrow as pa
 import pytest
 
 from curation.crawl.known import KnownUrls
@@ -13,22 +14,22 @@ def test_links_that_are_there_are_known_and_the_others_new_in_their_order(tmp_pa
     known = KnownUrls(tmp_path / "known")
     known.add(urls(range(0, 5000, 2)))
     known.add(urls(range(5000, 6000)))
-    asked = urls(range(5999, -1, -1))
+    table = pa.table({"url": urls(range(5999, -1, -1)), "number": range(5999, -1, -1)})
 
-    lacks = known.lacks(asked)
+    found = pa.concat_tables(known.new([table.slice(0, 10), table.slice(10)]))
 
-    assert [url for url, is_new in zip(asked, lacks, strict=True) if is_new] == urls(range(4999, 0, -2))
+    assert found.column("number").to_pylist() == list(range(4999, 0, -2))
 
 
 def test_nothing_is_known_at_first(tmp_path):
     known = KnownUrls(tmp_path / "known")
 
-    assert known.lacks(["https://a.example/"]).tolist() == [True]
+    assert [table.num_rows for table in known.new([pa.table({"url": urls(range(3))})])] == [3]
 
 
 def test_urls_cannot_be_added_behind_the_first_question(tmp_path):
     known = KnownUrls(tmp_path / "known")
-    known.lacks([])
+    list(known.new([]))
 
     with pytest.raises(ValueError, match="cannot be added"):
         known.add(["https://a.example/"])

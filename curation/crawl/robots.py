@@ -53,7 +53,7 @@ class RobotsRules:
 
     def allows(self, url: WebUrl) -> bool:
         """Return whether ``url``, of this origin, may be visited."""
-        return bool(self._rules.can_fetch(str(url), "*"))
+        return not self.num_rules or bool(self._rules.can_fetch(str(url), "*"))
 
 
 def parse_rules(text: str, agent_token: str) -> RobotsRules:

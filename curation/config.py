@@ -169,6 +169,17 @@ class PolicyConfig(Settings):
     tracking_pixels: bool = Field(True, description="Refuse URLs of known tracking pixels and of images of 1x1 pixel.")
 
 
+class ResizeConfig(Settings):
+    """How fetched images are made smaller before they are stored; they are never enlarged."""
+
+    side_px: int = Field(256, ge=16, le=16_384, description="Side that the shorter or longer side is brought to.")
+    mode: Literal["shorter", "longer", "none"] = Field(
+        "shorter", description="Which side becomes side_px, the ratio kept; none: only encode anew."
+    )
+    format: Literal["jpeg", "png", "webp"] = Field("jpeg", description="What is stored.")
+    quality: int = Field(95, ge=1, le=100, description="Of the lossy formats.")
+
+
 class FetchConfig(Settings):
     """Settings of the ``fetch`` stage, and of visiting pages in ``crawl``."""
 
@@ -179,9 +190,28 @@ class FetchConfig(Settings):
         description="Sent with each request; its first word is matched in robots.txt.",
     )
     concurrency: int = Field(64, ge=1, le=10_000, description="Requests at a time in one worker.")
-    host_concurrency: int = Field(8, ge=1, description="Requests at a time to one host in one worker.")
-    timeout_s: float = Field(20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte.")
+    host_concurrency: int = Field(
+        8, ge=1, description="Requests at a time to one host, of all workers; shards that share it get a part, at least 1."
+    )
+    host_requests_per_s: float | None = Field(
+        20.0,
+        gt=0,
+        description=(
+            "Requests a second to one host, of all workers; null: no limit, which is the default with "
+            "`allow_private_addresses`, whose hosts are the user's own."
+        ),
+    )
+    max_crawl_delay_s: float = Field(
+        30.0, ge=0, le=3600, description="A longer Crawl-delay of robots.txt counts as this one."
+    )
+    host_failures: int = Field(
+        10, ge=1, description="Failures in a row without any answer after which a host is left alone, tried, given up."
+    )
+    timeout_s: float = Field(
+        20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte; waiting for a turn is not in it."
+    )
     connect_timeout_s: float = Field(5.0, gt=0, le=600, description="Deadline of a connection.")
+    idle_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest silence of a connection within an answer.")
     max_bytes: int = Field(30_000_000, ge=1_000, description="Larger answers are refused.")
     max_redirects: int = Field(5, ge=0, le=20)
     retries: int = Field(1, ge=0, le=10, description="Further attempts after a connection error, a 429 or a 5xx.")
@@ -191,6 +221,9 @@ class FetchConfig(Settings):
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."
     )
+    resize: ResizeConfig | None = Field(
+        None, description="Store images of the web smaller, and encoded anew; null: as they came."
+    )
     proxy: str | None = Field(
         None,
         description="HTTP proxy of all requests, http://host:port; null: none, whatever the environment says. Names "
@@ -198,6 +231,13 @@ class FetchConfig(Settings):
     )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_hosts_have_no_rate(cls, tree: Any) -> Any:
+        if isinstance(tree, Mapping) and tree.get("allow_private_addresses") is True:
+            return {"host_requests_per_s": None, **tree}
+        return tree
 
     @field_validator("proxy")
     @classmethod

@@ -145,7 +145,7 @@ class BlocklistedError(ImageError):
         self.sha256 = sha256
         self.list_name = list_name
 
-    def __reduce__(self) -> tuple[type["BlocklistedError"], tuple[str, str]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type["BlocklistedError"], tuple[str, str]]:
         return type(self), (self.sha256, self.list_name)
 
 

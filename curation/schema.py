@@ -38,10 +38,10 @@ HOST_SHARDS = pa.field("host_shards", pa.int32(), metadata=_NOT_CONTENT)  # shar
 EXTRA = pa.field("extra", pa.string())  # further columns of a URL list, a JSON object with sorted keys; null: none
 SOURCE_BYTES = pa.field("source_bytes", pa.int64(), metadata=_NOT_CONTENT)  # tar and file: length
 IMAGE_ID = pa.field("image_id", pa.string())  # first 128 bits of sha256 of the fetched bytes, hex; null: no bytes
-WIDTH = pa.field("width", pa.int32())  # pixels, after EXIF orientation
+WIDTH = pa.field("width", pa.int32())  # pixels, after EXIF orientation, and after `fetch.resize` like the next three
 HEIGHT = pa.field("height", pa.int32())
 FORMAT = pa.field("format", pa.string())  # jpeg | png | webp | avif | gif | bmp | tiff, by content
-NUM_BYTES = pa.field("num_bytes", pa.int64())  # encoded size as fetched
+NUM_BYTES = pa.field("num_bytes", pa.int64())  # encoded size as fetched, or resized
 HTTP_STATUS = pa.field("http_status", pa.int32(), metadata=_NOT_CONTENT)  # null for local sets and failures before it
 NUM_REDIRECTS = pa.field("num_redirects", pa.int32(), metadata=_NOT_CONTENT)  # followed before the last answer
 RECEIVED_BYTES = pa.field("received_bytes", pa.int64(), metadata=_NOT_CONTENT)  # of the body, as it came over the wire
@@ -49,6 +49,7 @@ ETAG = pa.field("etag", pa.string(), metadata=_NOT_CONTENT)  # header of the ans
 LAST_MODIFIED = pa.field("last_modified", pa.string(), metadata=_NOT_CONTENT)  # header of the answer, for revisits
 FETCH_MS = pa.field("fetch_ms", pa.int32(), metadata=_NOT_CONTENT)  # milliseconds from first attempt to last byte
 FETCH_DETAIL = pa.field("fetch_detail", pa.string(), metadata=_NOT_CONTENT)  # why, in words
+RAW_ID = pa.field("raw_id", pa.string(), metadata=_NOT_CONTENT)  # like IMAGE_ID, of the bytes in the raw tar
 RAW_OFFSET = pa.field("raw_offset", pa.int64(), metadata=_NOT_CONTENT)  # in the shard's raw tar; null: not stored
 PCA_HASH_BITS = pa.field("pca_hash", pa.uint64())  # signs of 64 principal components, most significant first
 NSFW_SCORE = pa.field("nsfw_score", pa.float32())  # probability in [0, 1]
@@ -103,6 +104,7 @@ FETCH = Table(
             FETCH_MS,
             FETCH_DETAIL,
             RAW_OFFSET,
+            RAW_ID,
             REJECT_REASON,
         ]
     ),

@@ -164,7 +164,7 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
     }
     if fetched.data is not None and fetched.info is not None and fetched.reject_reason is None:
         row |= {
-            "image_id": image_id(fetched.data),
+            "image_id": fetched.image_id,
             "width": fetched.info.width,
             "height": fetched.info.height,
             "format": fetched.info.format,
@@ -172,4 +172,5 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
         }
         if tar is not None:
             row["raw_offset"] = tar.add(row["image_id"], fetched.data, fetched.info.format)
+            row["raw_id"] = image_id(fetched.data)
     return row

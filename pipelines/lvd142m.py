@@ -75,6 +75,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
+                "resize": config.fetch.resize and plain(config.fetch.resize),
                 "consent": plain(config.fetch.consent),
                 "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,

@@ -1,9 +1,9 @@
-"""One URL to its bytes, whatever the server does.
+"""One request and its answer, whatever the server does.
 
-A deadline covers everything from the name look-up to the last byte, retries and redirects included. Each hop of a
-redirect is checked like the first URL: its form, its domain, its address, its robots.txt. Environment proxies, cookies
-and netrc are not used. Where the settings name a proxy, names are resolved and checked here before it is asked; it
-resolves them again, so it has to refuse private addresses itself.
+``Client.admit`` says whether a URL may be requested, ``Client.request`` does so. Whoever follows a redirect asks both
+again: each hop is checked like the first URL, its form, its domain, its address, its robots.txt. Environment proxies,
+cookies and netrc are not used. Where the settings name a proxy, names are resolved and checked here before it is asked;
+it resolves them again, so it has to refuse private addresses itself.
 """
 
 import asyncio
@@ -38,10 +38,27 @@ from curation.errors import LinkError
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
-_RETRIED_REASONS = frozenset({"connect", "truncated"})
 _FIRST_BACKOFF_S = 0.5
+_LARGE_BODIES_BYTES = 256 << 20  # of all bodies above body.LARGE_BYTES that are read or waited for at a time
 # Short, because a crawl meets thousands of hosts a minute: idle connections would use up the file descriptors.
 _KEEPALIVE_S = 3.0
+
+
+@dataclass(slots=True)
+class Heard:
+    """What was heard of a server while a request was under way, be it answered or not.
+
+    Attributes:
+        status: HTTP status; None where there was no answer.
+        received_bytes: Of the body, as they came over the wire; None where none was read to its end.
+        etag: Header.
+        last_modified: Header.
+    """
+
+    status: int | None = None
+    received_bytes: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +68,10 @@ class Answer:
     Attributes:
         status: HTTP status, 2xx.
         body: Decompressed.
-        url: Where it came from, after redirects.
+        url: Where it came from.
         content_type: Header as sent; empty where there is none.
         opt_out: Why its headers forbid the use of what it shows, one of ``LINK_REASONS``; None: they do not.
+        is_large: Whoever is done with the body calls ``Client.forget``.
     """
 
     status: int
@@ -61,6 +79,7 @@ class Answer:
     url: WebUrl
     content_type: str
     opt_out: str | None = None
+    is_large: bool = False
 
 
 class Client:
@@ -97,6 +116,7 @@ class Client:
         self._refuse_opt_out = refuse_opt_out
         self._policy = policy or UrlPolicy.load(config.policy)
         self._consent = Consent(config, self._read_well_known)
+        self._large = asyncio.Semaphore(max(2, _LARGE_BODIES_BYTES // max_bytes))
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)
@@ -116,7 +136,9 @@ class Client:
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             proxy=proxy,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._config.connect_timeout_s),
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=self._config.connect_timeout_s, sock_read=self._config.idle_timeout_s
+            ),
             headers={
                 "User-Agent": self._config.user_agent,
                 "Accept": self._accept,
@@ -133,73 +155,69 @@ class Client:
         for resolver in {self._resolver, self._connected} - {self._given_resolver}:
             await resolver.close()
 
-    async def get(self, url: str) -> Answer:
-        """Fetch a URL.
+    async def admit(self, url: WebUrl) -> None:
+        """Refuse a URL before anything is sent to it; reads what its origin says about that first.
 
         Raises:
+            LinkError: With one of ``links.LINK_REASONS``.
+        """
+        self._policy.check(url)
+        await self._check_host(url)
+        await self._consent.check(url)
+
+    def crawl_delay_s(self, url: WebUrl) -> float:
+        """Return the seconds that the origin of an admitted URL wants between two requests."""
+        return self._consent.crawl_delay_s(url)
+
+    async def request(self, url: WebUrl, heard: Heard) -> Answer | WebUrl:
+        """Request an admitted URL; return the answer, or where a redirect points to.
+
+        Args:
+            url: As ``admit`` has seen it.
+            heard: Is filled in, also where this raises.
+
+        Raises:
+            RetryLaterError: Another attempt may succeed.
             LinkError: With one of ``links.LINK_REASONS``, or ``http_<status>``.
         """
-        end = time.monotonic() + self._config.timeout_s
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                return await self._with_retries(parse(url), end)
-        except TimeoutError:
-            raise LinkError("timeout", f"not done in {self._config.timeout_s:g} s") from None
+        return await self._request(url, heard, None)
 
-    async def _with_retries(self, url: WebUrl, end: float) -> Answer:
-        for attempt in range(self._config.retries + 1):
-            try:
-                return await self._follow(url, self._config.max_redirects)
-            except _RetryLaterError as error:
-                # Full jitter, so that the links of one host do not come back together.
-                delay_s = max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt)
-                if attempt == self._config.retries or time.monotonic() + delay_s >= end:
-                    raise LinkError(error.reason, error.detail, error.status) from error
-                await asyncio.sleep(delay_s)
-        raise LinkError("connect", "no attempt was made")
+    def forget(self, answer: Answer) -> None:
+        """Make place for other bodies; to be called in the event loop."""
+        if answer.is_large:
+            self._large.release()
 
-    async def _follow(self, url: WebUrl, max_redirects: int, max_bytes: int | None = None) -> Answer:
-        """Follow redirects; ``max_bytes`` is given for the well-known files that say what may be visited."""
-        for _ in range(max_redirects + 1):
-            await self._admit(url, max_bytes is not None)
-            answer = await self._request(url, max_bytes)
-            if isinstance(answer, Answer):
-                return answer
-            url = answer
-        raise LinkError("too_many_redirects", f"more than {max_redirects}")
-
-    async def _admit(self, url: WebUrl, is_well_known: bool) -> None:
-        """Refuse a URL before anything is sent."""
-        if is_well_known:
-            self._policy.check_origin(url)
-        else:
-            self._policy.check(url)
+    async def _check_host(self, url: WebUrl) -> None:
         check_host(url.host, self._allow)
         if self._config.proxy is not None and not is_literal(url.host):
             await self._resolver.resolve(url.host, url.port)
-        if not is_well_known:
-            await self._consent.check(url)
 
-    async def _request(self, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
-        """Return the answer, or where a redirect points to."""
+    async def _request(self, url: WebUrl, heard: Heard, max_bytes: int | None) -> Answer | WebUrl:
+        """See ``request``; ``max_bytes`` is given for the well-known files that say what may be visited."""
         try:
             async with self._session.get(
                 yarl.URL(str(url), encoded=True), allow_redirects=False, proxy=self._config.proxy
             ) as answer:
-                return await self._take(answer, url, max_bytes)
+                return await self._take(answer, url, heard, max_bytes)
         except (ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError) as error:
             raise LinkError("tls", _said(error)) from error
         except aiohttp.ClientPayloadError as error:
-            raise _RetryLaterError("truncated", _said(error)) from error
+            raise RetryLaterError("truncated", _said(error), heard.status) from error
+        except aiohttp.SocketTimeoutError as error:
+            raise LinkError("timeout", f"no byte for {self._config.idle_timeout_s:g} s", heard.status) from error
         except aiohttp.ServerTimeoutError as error:
-            raise _RetryLaterError("connect", _said(error)) from error
+            raise RetryLaterError("connect", _said(error)) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # ValueError: what aiohttp raises on some malformed answers.
             if isinstance(error, TimeoutError):
                 raise
-            raise _RetryLaterError("connect", _said(error)) from error
+            raise RetryLaterError("connect", _said(error)) from error
 
-    async def _take(self, answer: aiohttp.ClientResponse, url: WebUrl, max_bytes: int | None) -> Answer | WebUrl:
+    async def _take(
+        self, answer: aiohttp.ClientResponse, url: WebUrl, heard: Heard, max_bytes: int | None
+    ) -> Answer | WebUrl:
+        heard.status = answer.status
+        heard.etag, heard.last_modified = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
         if not 200 <= answer.status < 300 and answer.status not in _REDIRECTS:
             raise _status_error(answer)
         opt_out = self._consent.opt_out(answer.headers) if max_bytes is None else None
@@ -208,26 +226,40 @@ class Client:
         if answer.status in _REDIRECTS:
             return _target(answer, url)
         try:
-            body = await read_body(answer, max_bytes or self._max_bytes, self._cut or max_bytes is not None)
-            if not body:
-                raise LinkError("empty", "no bytes")
+            limit, cut = max_bytes or self._max_bytes, self._cut or max_bytes is not None
+            body = await read_body(answer, limit, self._large, cut)
         except LinkError as error:
             error.status = answer.status
             raise
-        return Answer(answer.status, body, url, answer.headers.get("Content-Type", ""), opt_out)
+        heard.received_bytes = body.received_bytes
+        if not body.data:
+            raise LinkError("empty", "no bytes", answer.status)
+        content_type = answer.headers.get("Content-Type", "")
+        return Answer(answer.status, body.data, url, content_type, opt_out, body.is_large)
 
     async def _read_well_known(self, url: WebUrl, max_bytes: int) -> bytes:
         for attempt in range(self._config.retries + 1):
             try:
-                return (await self._follow(url, MAX_ROBOTS_REDIRECTS, max_bytes)).body
-            except _RetryLaterError as error:
+                return await self._follow_well_known(url, max_bytes)
+            except RetryLaterError as error:
                 if attempt == self._config.retries:
                     raise
-                await asyncio.sleep(max(error.wait_s, random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2**attempt))
+                await asyncio.sleep(max(error.wait_s, backoff_s(attempt)))
         raise LinkError("connect", "no attempt was made")
 
+    async def _follow_well_known(self, url: WebUrl, max_bytes: int) -> bytes:
+        for _ in range(MAX_ROBOTS_REDIRECTS + 1):
+            self._policy.check_origin(url)
+            await self._check_host(url)
+            answer = await self._request(url, Heard(), max_bytes)
+            if isinstance(answer, Answer):
+                self.forget(answer)
+                return answer.body
+            url = answer
+        raise LinkError("too_many_redirects", f"more than {MAX_ROBOTS_REDIRECTS}")
 
-class _RetryLaterError(LinkError):
+
+class RetryLaterError(LinkError):
     """A failure that may be gone at the next attempt.
 
     Attributes:
@@ -254,7 +286,12 @@ def _status_error(answer: aiohttp.ClientResponse) -> LinkError:
     if answer.status not in _RETRIED_STATUSES:
         return LinkError(reason, answer.reason or "", answer.status)
     wait_s = retry_after_s(answer.headers.get("Retry-After", ""))
-    return _RetryLaterError(reason, answer.reason or "", answer.status, wait_s)
+    return RetryLaterError(reason, answer.reason or "", answer.status, wait_s)
+
+
+def backoff_s(attempt: int) -> float:
+    """Return the seconds to wait after a failed attempt (the first is 0), jittered: links shall not return together."""
+    return random.uniform(0.5, 1.0) * _FIRST_BACKOFF_S * 2.0**attempt
 
 
 def retry_after_s(header: str) -> float:

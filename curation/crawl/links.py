@@ -29,7 +29,9 @@ LINK_REASONS = frozenset(
         "dns",  # the name does not resolve
         "connect",  # no connection, or one that broke or did not speak HTTP
         "tls",  # the certificate or the handshake
-        "timeout",  # the deadline passed, from DNS to the last byte
+        "timeout",  # the deadline passed, from DNS to the last byte, or the server fell silent
+        "host_down",  # its host did not answer many requests in a row, nor trials after that; not requested
+        "host_busy",  # its host kept saying that it gets too many requests; not requested
         "bad_redirect",  # a redirect without a target, or to something that is not http or https
         "too_many_redirects",
         "too_large",  # more bytes than allowed, before or after decompression
@@ -82,8 +84,8 @@ class Fetched:
 
     Attributes:
         index: Position of the link in the list that was fetched.
-        data: Encoded bytes as they came; None where rejected.
-        info: Format and size; None where rejected.
+        data: Encoded bytes as they came, or resized; None where rejected.
+        info: Format and size of ``data``; None where rejected.
         reject_reason: One of ``LINK_REASONS``, ``schema.IMAGE_REASONS``, or ``http_<status>``; None where kept.
         http_status: Of the last answer; None for local sets and failures before it.
         fetch_ms: Milliseconds from the first attempt to the last byte.
@@ -94,6 +96,7 @@ class Fetched:
         last_modified: Header of the last answer.
         sha256: Of the bytes, in hex; only where they are blocklisted.
         list_name: Which list has it.
+        image_id: First 128 bits of the sha256 of the bytes as they came, in hex; None where rejected.
     """
 
     index: int
@@ -109,6 +112,7 @@ class Fetched:
     last_modified: str | None = None
     sha256: str | None = None
     list_name: str | None = None
+    image_id: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:

@@ -70,7 +70,8 @@ def _verified(index: int, data: bytes | None, reason: str | None, detail: str, c
     if not data:
         return Fetched(index, None, None, "empty", detail="no bytes")
     try:
-        return Fetched(index, data, verify(data, config.images, blocklists(config.fetch.blocked_hashes)), None)
+        found = verify(data, config.images, blocklists(config.fetch.blocked_hashes))
+        return Fetched(index, data, found.info, None, image_id=found.image_id)
     except ImageError as error:
         return refused(index, error)
 

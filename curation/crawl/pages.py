@@ -16,12 +16,12 @@ from curation.crawl.charset import decode_html
 from curation.crawl.client import Answer, Client
 from curation.crawl.directives import opt_out_of
 from curation.crawl.extract import PageImages, extract
-from curation.crawl.fetcher import Visitor
 from curation.crawl.links import Link
 from curation.crawl.robots import product_token
 from curation.crawl.sets import Report
 from curation.crawl.sources import open_source
 from curation.crawl.urls import normalise
+from curation.crawl.visitor import Visitor
 from curation.errors import InputError, LinkError
 
 _PAGE_RECORDS = frozenset({"response", "resource"})

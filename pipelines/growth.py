@@ -6,6 +6,7 @@ from curation.errors import UsageError
 from curation.pipelines.context import Context
 from curation.pipelines.extension import unread
 from curation.pipelines.freshness import assess
+from curation.pipelines.ingest import input_names, inputs_of
 from curation.pipelines.plan import Plan
 from curation.pipelines.retry import add_retries, is_left, wanted_reasons
 from curation.pipelines.units import Unit, crawl_marker
@@ -61,9 +62,11 @@ class Growth:
 
     def unread(self, collection: str) -> tuple[int, ...]:
         """Return the numbers of the inputs of a collection that are to be read, if it has been crawled."""
-        if collection not in self._crawled():
+        marker = self._context.run.artefact_marker(crawl_marker(collection))
+        names = input_names(inputs_of(self._context.config, collection))
+        if marker is None:
             return ()
-        return unread(self._context, collection, self._extend)
+        return tuple(range(len(names))) if self._extend else unread(marker.read, names)
 
     def _crawled(self) -> list[str]:
         names = [name for kind in ("pool", "seeds", "references") for name in self._context.collections(kind)]

@@ -25,7 +25,10 @@ from curation.pipelines.context import Context
 from curation.pipelines.units import is_retry
 from curation.store import Marker
 
-TRANSIENT = ("connect", "dns", "tls", "timeout", "truncated", "http_408", "http_425", "http_429", "http_5xx")
+TRANSIENT = (
+    *("connect", "dns", "tls", "timeout", "truncated", "host_down", "host_busy"),
+    *("http_408", "http_425", "http_429", "http_5xx"),
+)
 _FAMILIES = ("http_4xx", "http_5xx")
 _ROW_BITS, _REASON_BITS = 24, 12  # of 64; the rest is the shard
 

@@ -1,4 +1,4 @@
-"""The URLs that a collection has already, on scratch disk: which links of a later list are new.
+"""The URLs that a collection has already, on scratch disk: which rows of a later list are new.
 
 Holds 16 bytes a URL, in sorted files of a 256th each, mapped one at a time: a billion URLs take 16 GB of disk and 64 MB
 of memory. That two of a billion URLs have the same 16 bytes is out of the question.
@@ -6,17 +6,15 @@ of memory. That two of a billion URLs have the same 16 bytes is out of the quest
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-
-from curation.crawl.links import Link
+import pyarrow as pa
 
 _BUCKETS = 256
 _KEY_BYTES = 16
-_BATCH = 500_000
+_HELD = 500_000
 
 
 class KnownUrls:
@@ -41,7 +39,7 @@ class KnownUrls:
         if self._is_sorted:
             raise ValueError("URLs cannot be added once they were asked for")
         self._waiting.append(_keys(urls))
-        if sum(map(len, self._waiting)) >= _BATCH:
+        if sum(map(len, self._waiting)) >= _HELD:
             self._write()
 
     def _write(self) -> None:
@@ -50,17 +48,20 @@ class KnownUrls:
                 stream.write(keys.tobytes())
         self._waiting.clear()
 
-    def new(self, links: Iterable[Link]) -> Iterator[tuple[Link, bool]]:
-        """Yield each link, and whether its URL is not in the set, in order."""
+    def new(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Yield the rows whose URL is not in the set, in their order; tables may be empty.
+
+        Args:
+            tables: With a column ``url``, without nulls.
+        """
         if not self._is_sorted:
             self._is_sorted = True
             self._write()
             for path in filter(Path.exists, self._paths):
                 np.memmap(path, f"S{_KEY_BYTES}", "r+").sort()
-        rest = iter(links)
-        while batch := list(islice(rest, _BATCH)):
-            keys = _keys(link.url for link in batch)
-            known = np.zeros(len(batch), bool)
+        for table in tables:
+            keys = _keys(table.column("url").to_pylist())
+            known = np.zeros(len(keys), bool)
             buckets = _buckets(keys)
             for bucket in np.unique(buckets).tolist():
                 if self._paths[bucket].exists():
@@ -68,7 +69,7 @@ class KnownUrls:
                     held = np.memmap(self._paths[bucket], f"S{_KEY_BYTES}", "r")
                     place = np.minimum(np.searchsorted(held, keys[here]), len(held) - 1)
                     known[here] = held[place] == keys[here]
-            yield from zip(batch, (~known).tolist(), strict=True)
+            yield table.filter(pa.array(~known))
 
 
 def _keys(urls: Iterable[str]) -> npt.NDArray[np.bytes_]:

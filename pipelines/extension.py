@@ -34,7 +34,12 @@ def unread(read: Sequence[str], names: Sequence[str]) -> tuple[int, ...]:
 
 
 def extend(
-    context: Context, unit: Unit, tables: Iterable[pa.Table], names: Sequence[str], skipped: Counter[str], seconds: float
+    context: Context,
+    unit: Unit,
+    tables: Iterable[pa.Table],
+    names: Sequence[str],
+    skipped: Counter[str],
+    seconds: float,
 ) -> int:
     """Commit shards of the links that a collection does not have, and return how many there are.
 

@@ -91,7 +91,7 @@ def _own_lines(text: str, token: str) -> list[tuple[str, str]]:
     named = False  # whether any group names the token, be it without rules
     agents: set[str] = set()  # of the group at hand
     in_head = False  # the last line with a meaning named an agent
-    for line in _LINE_ENDS.split(text.removeprefix("\ufeff")):
+    for line in _LINE_ENDS.split(text.lstrip("\ufeff\ufffd")):  # a byte order mark, or what is left of one
         field, value = _record(line)
         if field == "user-agent":
             agents = {*agents, _agent(value)} if in_head else {_agent(value)}

@@ -23,6 +23,7 @@ from curation.errors import BlocklistedError, InputError
 _BYTES = 32
 _ID_BYTES = 16  # of a digest make an image id
 _LINES = 100_000
+Versions = tuple[tuple[str, int, int], ...]
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -37,7 +38,9 @@ class Blocklists:
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
-        self._lists = [(Path(path).name, _sorted(Path(path))) for path in paths]
+        self._lists = [(Path(path).name, read_list(Path(path), "sha256", "fetch.blocked_hashes")) for path in paths]
+        for _, digests in self._lists:
+            digests.sort()
 
     def __bool__(self) -> bool:
         return bool(self._lists)
@@ -74,47 +77,57 @@ class Blocklists:
 
 def blocklists(paths: Sequence[str]) -> Blocklists:
     """Return lists as they are now, read once in each process."""
-    return _blocklists(tuple((path, *_version(path)) for path in paths))
+    return _blocklists(versions(paths))
 
 
 @lru_cache(maxsize=2)
-def _blocklists(versions: tuple[tuple[str, int, int], ...]) -> Blocklists:
-    return Blocklists([path for path, _, _ in versions])
+def _blocklists(found: Versions) -> Blocklists:
+    return Blocklists([path for path, _, _ in found])
 
 
-def _version(path: str) -> tuple[int, int]:
-    try:
-        status = Path(path).stat()
-    except OSError as error:
-        raise InputError(f"fetch.blocked_hashes: {path} cannot be read: {error.strerror}") from error
-    return status.st_mtime_ns, status.st_size
+def versions(paths: Sequence[str], setting: str = "fetch.blocked_hashes") -> Versions:
+    """Return files with what changes when they do: time and size."""
+    found = []
+    for path in paths:
+        try:
+            status = Path(path).stat()
+        except OSError as error:
+            raise InputError(f"{setting}: {path} cannot be read: {error.strerror}") from error
+        found.append((path, status.st_mtime_ns, status.st_size))
+    return tuple(found)
 
 
-def _sorted(path: Path) -> npt.NDArray[np.bytes_]:
+def read_list(path: Path, what: str, setting: str) -> npt.NDArray[np.bytes_]:
+    """Return the entries of a list, 32 bytes each, in the order of the file, in a scratch file that is mapped.
+
+    Args:
+        path: The file.
+        what: What an entry is, for messages.
+        setting: The setting that names the file, for messages.
+
+    Raises:
+        InputError: The file cannot be read, or has a line that is no entry.
+    """
     with TemporaryFile(prefix="curation-blocklist-") as scratch:
         size = 0
-        for digests in _digests(path):
-            size += scratch.write(digests)
+        for entries in _entries(path, what, setting):
+            size += scratch.write(entries)
         scratch.flush()
-        if not size:
-            return np.empty(0, f"S{_BYTES}")
-        found = np.memmap(scratch, f"S{_BYTES}", "r+")
-    found.sort()
-    return found
+        return np.memmap(scratch, f"S{_BYTES}", "r+") if size else np.empty(0, f"S{_BYTES}")
 
 
-def _digests(path: Path) -> Iterator[bytes]:
+def _entries(path: Path, what: str, setting: str) -> Iterator[bytes]:
     try:
         with path.open(encoding="utf-8-sig") as stream:
             number = 0
             while lines := list(islice(stream, _LINES)):
-                yield _parsed(path, lines, number)
+                yield _parsed(path, lines, number, what, setting)
                 number += len(lines)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"fetch.blocked_hashes: {path} cannot be read: {error}") from error
+        raise InputError(f"{setting}: {path} cannot be read: {error}") from error
 
 
-def _parsed(path: Path, lines: list[str], before: int) -> bytes:
+def _parsed(path: Path, lines: list[str], before: int, what: str, setting: str) -> bytes:
     try:
         found = bytes.fromhex("".join(lines))  # skips white space: two million lines a second
         if len(found) == _BYTES * len(lines) and all(len(line.strip()) == 2 * _BYTES for line in lines):
@@ -128,7 +141,7 @@ def _parsed(path: Path, lines: list[str], before: int) -> bytes:
             continue
         if not _DIGEST.fullmatch(text[0]):
             raise InputError(
-                f"fetch.blocked_hashes: {path}: line {number} is no sha256 of 64 hexadecimal digits: {text[0][:80]!r}"
+                f"{setting}: {path}: line {number} is no {what} of 64 hexadecimal digits: {text[0][:80]!r}"
             )
         parts.append(bytes.fromhex(text[0]))
     return b"".join(parts)

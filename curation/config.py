@@ -107,6 +107,9 @@ class ImagesConfig(Settings):
     )
     min_side_px: int = Field(16, ge=1, description="Images with a shorter side are refused.")
     max_aspect: float = Field(20.0, ge=1, description="Longer side / shorter side; more is refused.")
+    max_frames: int = Field(
+        1_000, ge=1, description="Animations and files of more frames or pages are refused; the first frame is used."
+    )
     decode_threads: int = Field(2, ge=1, le=256, description="Decoding threads in each worker.")
     decode_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Deadline of decoding one image; one that takes longer twice is refused."
@@ -189,6 +192,9 @@ class FetchConfig(Settings):
         pattern=r"^[\x20-\x7e]+$",
         description="Sent with each request; its first word is matched in robots.txt.",
     )
+    allow_private_addresses: bool = Field(
+        False, description="Connect to loopback and private addresses; only for tests and intranets."
+    )
     concurrency: int = Field(64, ge=1, le=10_000, description="Requests at a time in one worker.")
     host_concurrency: int = Field(
         8,
@@ -196,10 +202,10 @@ class FetchConfig(Settings):
         description="Requests at a time to one host, of all workers; shards that share it get a part, at least 1.",
     )
     host_requests_per_s: float | None = Field(
-        20.0,
+        default_factory=lambda given: None if given.get("allow_private_addresses") else 20.0,
         gt=0,
         description=(
-            "Requests a second to one host, of all workers; null: no limit, which is the default with "
+            "Requests a second to one host, of all workers; null: no limit. The default is 20, and null with "
             "`allow_private_addresses`, whose hosts are the user's own."
         ),
     )
@@ -223,9 +229,10 @@ class FetchConfig(Settings):
     blocked_hashes: tuple[str, ...] = Field(
         (), description="Lists of sha256 digests (hex, one a line): images whose bytes they name are discarded unseen."
     )
-    allow_private_addresses: bool = Field(
-        False, description="Connect to loopback and private addresses; only for tests and intranets."
+    blocked_pdq: tuple[str, ...] = Field(
+        (), description="Lists of PDQ hashes (hex, one a line): images that look like one of them are discarded."
     )
+    blocked_pdq_distance: int = Field(31, ge=0, le=128, description="Bits of 256 in which these may differ.")
     resize: ResizeConfig | None = Field(
         None, description="Store images of the web smaller, and encoded anew; null: as they came."
     )
@@ -236,13 +243,6 @@ class FetchConfig(Settings):
     )
     consent: ConsentConfig = Field(default_factory=ConsentConfig)
     policy: PolicyConfig = Field(default_factory=PolicyConfig)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _own_hosts_have_no_rate(cls, tree: Any) -> Any:
-        if isinstance(tree, Mapping) and tree.get("allow_private_addresses") is True:
-            return {"host_requests_per_s": None, **tree}
-        return tree
 
     @field_validator("proxy")
     @classmethod
@@ -707,6 +707,7 @@ def absolute(config: RunConfig, folder: Path) -> RunConfig:
         update={
             "policy": config.fetch.policy.model_copy(update=policy),
             "blocked_hashes": tuple(map(anchored, config.fetch.blocked_hashes)),
+            "blocked_pdq": tuple(map(anchored, config.fetch.blocked_pdq)),
         }
     )
     lists = {kind: tuple(map(anchored, paths)) for kind, paths in config.manifest.exclude}

@@ -214,5 +214,6 @@ IMAGE_REASONS = frozenset(
         "too_large",  # bytes
         "too_small",  # a side under the minimum
         "bad_aspect",
+        "too_many_frames",
     }
 )

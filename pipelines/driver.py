@@ -12,7 +12,7 @@ from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError
 from curation.fingerprint import fingerprint
 from curation.lease import Lease
 from curation.models.weights import registered
-from curation.pipelines import blocks, kmeans_rounds
+from curation.pipelines import blocks, crawl_parts, kmeans_rounds
 from curation.pipelines.context import Context
 from curation.pipelines.discard import check_finished
 from curation.pipelines.freshness import Assessed, assess, collections, folders
@@ -173,7 +173,7 @@ def _grow(
     if units and request.only and request.stage not in ("crawl", "fetch"):
         raise UsageError(f"--only {request.stage}: inputs were added since the crawl; leave out --only")
     crawl = plan.step("crawl")
-    for done in runner.run(context, plan, crawl, units) if units else ():
+    for done in crawl_parts.run(runner, context, plan, crawl, units):
         on_event(Noted(f"{done.unit.collection}: {done.num_rows:,} new links"))
         grew |= done.num_rows > 0
     return grew
@@ -325,7 +325,7 @@ def _bring_up_step(
         )
         for unit in (found.unit for found in pending)
     ]
-    do = kmeans_rounds.run if step.in_rounds else _at_once
+    do = kmeans_rounds.run if step.in_rounds else crawl_parts.run if step.kind == "crawl" else _at_once
     for done in do(runner, context, plan, step, units):
         if step.kind == "fetch" and done.unit.shard is not None:
             redact_retried(context, done.unit.collection, done.unit.shard)

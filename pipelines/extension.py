@@ -60,7 +60,7 @@ def extend(
         for shard in range(before.num_shards):
             urls = context.run.read_table(collection, schema.CRAWL.name, shard, ["url"]).column(0)
             known.add(urls.drop_null().to_pylist())
-        shards = cut(_new(tables, known, again), context.config, Path(scratch))
+        shards = cut(_new(context, tables, known, again), context.config, Path(scratch))
         after = append(context, collection, ((table, None) for table in shards if table.num_rows), changes)
     left_out = skipped + again + (Counter(before.skipped) if len(unit.extend) < len(names) else Counter())
     context.run.commit_artefacts(
@@ -71,12 +71,15 @@ def extend(
     return after.num_rows - before.num_rows
 
 
-def _new(tables: Iterable[pa.Table], known: KnownUrls, left_out: Counter[str]) -> Iterator[pa.Table]:
+def _new(context: Context, tables: Iterable[pa.Table], known: KnownUrls, left_out: Counter[str]) -> Iterator[pa.Table]:
     def counted() -> Iterator[pa.Table]:
         for table in tables:
             left_out["known"] += table.num_rows
             yield table
 
     for table in known.new(counted()):
+        if context.should_stop():
+            raise InterruptedError
         left_out["known"] -= table.num_rows
-        yield table
+        if table.num_rows:
+            yield table

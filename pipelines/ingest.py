@@ -4,7 +4,7 @@ import hashlib
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,20 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import InputConfig, RunConfig
-from curation.crawl import Fetched, Link, read_inputs
+from curation.crawl import Fetched, Link
 from curation.crawl import fetch as fetch_links
 from curation.crawl.cut import cut
+from curation.crawl.inputs import read_part
 from curation.crawl.links import from_table
-from curation.errors import InputError, StageError
+from curation.crawl.merge import FOUND, compacted, moved, with_hashes
+from curation.errors import CorruptError, InputError, StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
+from curation.pipelines.extension import extend
 from curation.pipelines.redact import record, redact
 from curation.pipelines.retry import retried_rows
 from curation.pipelines.step_settings import plain
-from curation.pipelines.units import Unit, crawl_marker
+from curation.pipelines.units import Reading, Unit, crawl_marker
 from curation.store import Marker
 from curation.tars import TarWriter
 
@@ -41,28 +44,68 @@ def input_names(inputs: Sequence[InputConfig]) -> list[str]:
     return [fingerprint(plain(entry)) for entry in inputs]
 
 
-def crawl(context: Context, unit: Unit) -> int:
-    """Read a collection's inputs, cut their links into shards and commit them; return the number of links.
+def read(context: Context, unit: Unit) -> int:
+    """Read one part of a collection's inputs and keep its links for the cut; return their number.
 
     Raises:
-        InputError: If the pool has no images.
+        InputError: If an input cannot be read at all.
     """
     start = time.monotonic()
-    run, collection = context.run, unit.collection
+    run, reading, number = context.run, _reading(unit), unit.shard
+    if reading.part is None or number is None:
+        raise StageError("crawl", number, "reads a part of the inputs, but was not told which")
     skipped: Counter[str] = Counter()
 
     def report(reason: str) -> None:
         skipped[reason] += 1
 
+    source = inputs_of(context.config, unit.collection)[reading.part.source]
+    path = run.new_path(parts_of(unit.collection), reading.key, number, "arrow")
+    num_rows = 0
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with run.create(path) as stream, pa.ipc.new_stream(stream, FOUND, options=options) as writer:
+        links = _with_positions(read_part(reading.part, source, context.config, report))
+        for table in compacted(links, context.config.crawl.max_pages_per_link):
+            if context.should_stop():
+                raise InterruptedError
+            writer.write_table(table)
+            num_rows += table.num_rows
+    made = Marker(
+        fingerprint=unit.fingerprint,
+        digest="",
+        num_rows=num_rows,
+        files={"links": path},
+        seconds=time.monotonic() - start,
+        skipped=dict(sorted(skipped.items())),
+    )
+    run.write_marker(parts_of(unit.collection), reading.key, number, made)
+    return num_rows
+
+
+def cut_parts(context: Context, unit: Unit) -> int:
+    """Cut the links of all parts into shards and commit them; return the number of links.
+
+    Raises:
+        InputError: If the pool has no images.
+    """
+    start = time.monotonic()
+    run, collection, reading = context.run, unit.collection, _reading(unit)
+    markers = run.markers(parts_of(collection), reading.key)
+    skipped = sum((Counter(marker.skipped) for marker in markers.values()), Counter())
+    names = input_names(inputs_of(context.config, collection))
+    if unit.extend:
+        seconds = sum(marker.seconds for marker in markers.values())
+        return extend(context, unit, _all_found(context, unit, markers), names, skipped, seconds)
     digests: list[str] = []
     total = 0
     with tempfile.TemporaryDirectory(prefix="curation-crawl-") as scratch:
-        links = read_inputs(inputs_of(context.config, collection), context.config, report)
-        for shard, table in enumerate(cut(links, context.config, Path(scratch))):
+        for shard, table in enumerate(cut(_all_found(context, unit, markers), context.config, Path(scratch))):
             total += table.num_rows
-            if shard == 0 and total == 0 and collection == "pool":
+            if shard == 0 and sum(marker.num_rows for marker in markers.values()) == 0 and collection == "pool":
                 found = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "nothing else"
                 raise InputError(f"pool.inputs name no image (also seen: {found}); check their paths and kinds")
+            if context.should_stop():
+                raise InterruptedError
             if shard == 0:  # a crash half way must not leave old and new shards mixed
                 run.remove(f"artefacts/{crawl_marker(collection)}.json")
             marker = run.commit(
@@ -78,10 +121,46 @@ def crawl(context: Context, unit: Unit) -> int:
         num_shards=len(digests),
         seconds=time.monotonic() - start,
         skipped=dict(sorted(skipped.items())),
-        read=input_names(inputs_of(context.config, collection)),
+        read=names,
     )
     run.commit_artefacts(crawl_marker(collection), {}, made)
     return total
+
+
+def parts_of(collection: str) -> str:
+    """Return the folder of the run in which a crawl keeps what it has read."""
+    return f"work/crawl/{collection.replace('/', '.')}"
+
+
+def _reading(unit: Unit) -> Reading:
+    if unit.reading is None:
+        raise StageError("crawl", unit.shard, "reads and cuts parts of inputs, but was given none")
+    return unit.reading
+
+
+def _with_positions(tables: Iterable[pa.Table], position: int = 0) -> Iterator[pa.Table]:
+    for table in tables:
+        found, position = with_hashes(table, position)
+        yield found
+
+
+def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> Iterator[pa.Table]:
+    """Yield what all parts found; positions go on from part to part."""
+    start = 0
+    for number, marker in sorted(markers.items()):
+        end = start
+        try:
+            with context.run.open(marker.files["links"]) as stream:
+                for batch in pa.ipc.open_stream(stream):
+                    table, last = moved(pa.Table.from_batches([batch]), start)
+                    end = max(end, last + 1)
+                    yield table
+        except (pa.ArrowException, OSError, CorruptError) as error:
+            context.run.forget(parts_of(unit.collection), _reading(unit).key, number)
+            raise CorruptError(
+                f"{context.run.url}: part {number} of the crawl is damaged; run again: {error}"
+            ) from error
+        start = end
 
 
 def links_of(context: Context, collection: str, shard: int) -> list[Link]:
@@ -172,5 +251,5 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
         }
         if tar is not None:
             row["raw_offset"] = tar.add(row["image_id"], fetched.data, fetched.info.format)
-            row["raw_id"] = image_id(fetched.data)
+            row["raw_id"] = fetched.stored_id
     return row

@@ -4,9 +4,10 @@ import hashlib
 from typing import Any
 
 from curation import __version__, schema
-from curation.blocklist import blocklists
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.blocked import blocked_images
 from curation.crawl.policy import UrlPolicy, policy_settings
+from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
@@ -50,7 +51,7 @@ def _bring_in() -> tuple[Step, ...]:
             "crawl",
             "crawl",
             "crawl",
-            2,
+            3,
             _ALL,
             _nothing,
             writes=schema.CRAWL,
@@ -58,7 +59,10 @@ def _bring_in() -> tuple[Step, ...]:
             settings=lambda config, collection: {
                 "inputs": [plain(entry) for entry in inputs_of(config, collection)],
                 "shards": plain(config.shards),
-                "crawl": plain(config.crawl),
+                "crawl": plain(
+                    config.crawl, "max_download_bytes", "input_attempts", "input_backoff_s", "input_timeout_s"
+                ),
+                "agent": product_token(config.fetch.user_agent),  # pages may address it
             },
         ),
         Step(
@@ -404,7 +408,7 @@ def _encoder(context: Context, stage: str) -> Any:
 
 def _check_fetch(config: RunConfig) -> None:
     """Refuse lists that cannot be read, before a request is sent; workers find those of domains sorted in the cache."""
-    blocklists(config.fetch.blocked_hashes)
+    blocked_images(config.fetch, config.images)
     UrlPolicy.load(config.fetch.policy)
 
 

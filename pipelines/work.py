@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from curation.crashes import watch
 from curation.errors import CorruptError, CurationError, StageError
 from curation.fingerprint import content_digest, fingerprint
-from curation.pipelines import blocks, extension, image_pass, ingest, kmeans_part
+from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Done, Span, Unit, crawl_marker, is_retry, shard_markers
@@ -38,7 +38,8 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
     try:
         with disk_full_is_said(context.run.url):
             if step.kind == "crawl":
-                num_rows = num_computed = (extension.extend if unit.extend else ingest.crawl)(context, unit)
+                is_part = unit.reading is not None and unit.reading.part is not None
+                num_rows = num_computed = (ingest.read if is_part else ingest.cut_parts)(context, unit)
             elif step.kind == "fetch":
                 num_rows = num_computed = ingest.fetch(context, unit)
             elif step.kind == "images":

@@ -211,7 +211,8 @@ class Client:
             # ValueError: what aiohttp raises on some malformed answers.
             if isinstance(error, TimeoutError):
                 raise
-            raise RetryLaterError("connect", _said(error)) from error
+            reason = "connect" if heard.status is None else "truncated"
+            raise RetryLaterError(reason, _said(error), heard.status) from error
 
     async def _take(
         self, answer: aiohttp.ClientResponse, url: WebUrl, heard: Heard, max_bytes: int | None
@@ -242,9 +243,10 @@ class Client:
             try:
                 return await self._follow_well_known(url, max_bytes)
             except RetryLaterError as error:
-                if attempt == self._config.retries:
-                    raise
-                await asyncio.sleep(max(error.wait_s, backoff_s(attempt)))
+                delay_s = max(error.wait_s, backoff_s(attempt) / 4)
+                if attempt == self._config.retries or delay_s > self._config.timeout_s / 4:
+                    raise  # and say what is wrong while there is time
+                await asyncio.sleep(delay_s)
         raise LinkError("connect", "no attempt was made")
 
     async def _follow_well_known(self, url: WebUrl, max_bytes: int) -> bytes:

@@ -5,9 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from curation.blocklist import blocklists
 from curation.config import FetchConfig, ImagesConfig
 from curation.crawl.addresses import CheckedResolver, IPAddress
+from curation.crawl.blocked import blocked_images
 from curation.crawl.client import Client
 from curation.crawl.links import Fetched, Link
 from curation.crawl.verify import Verified, refused, verify
@@ -34,7 +34,7 @@ class Fetcher:
         allow: Callable[[IPAddress], bool] | None = None,
         resolver: CheckedResolver | None = None,
     ) -> None:
-        check = partial(verify, limits=images, blocked=blocklists(fetch.blocked_hashes), resize=fetch.resize)
+        check = partial(verify, limits=images, blocked=blocked_images(fetch, images), resize=fetch.resize)
         self._visitor: Visitor[Verified] = Visitor(
             fetch,
             client=lambda: Client(fetch, fetch.max_bytes, _ACCEPT_IMAGES, allow=allow, resolver=resolver),
@@ -68,4 +68,5 @@ def _fetched(visited: Visited[Verified]) -> Fetched:
     if error is not None or verified is None:
         reason, detail = ("connect", "") if error is None else (error.reason, error.detail)
         return Fetched(visited.index, None, None, reason, detail=detail, **seen)
-    return Fetched(visited.index, verified.data, verified.info, None, image_id=verified.image_id, **seen)
+    ids = {"image_id": verified.image_id, "stored_id": verified.stored_id}
+    return Fetched(visited.index, verified.data, verified.info, None, **ids, **seen)

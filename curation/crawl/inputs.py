@@ -34,6 +34,7 @@ _SUFFIXES = {
     "parquet": frozenset({".parquet", ".pq"}),
 }
 _FILES_A_PART = {"html": 2_000, "img2dataset": 1_000, "webdataset": 10, "parquet": 10}  # of the others one
+_PAGES_A_PART = 10_000
 _LISTING = ".paths"
 _MAX_LISTING_BYTES = 1 << 30
 _BATCH_ROWS = 10_000
@@ -50,12 +51,16 @@ class InputPart:
         files: Paths or URLs; none where the settings themselves list URLs, or the input is a folder of images.
         is_only: They are all that the input has: when they cannot be read there is nothing to go on with.
         folder: Below which the files lie; empty where that does not matter.
+        first: Of a list of pages, the first one to visit.
+        in_turn: Asks hosts for pages: it must not be read beside other such parts, so that hosts are asked politely.
     """
 
     source: int
     files: tuple[str, ...]
     is_only: bool
     folder: str = ""
+    first: int = 0
+    in_turn: bool = False
 
 
 def split(inputs: Sequence[InputConfig], config: RunConfig) -> list[InputPart]:
@@ -105,6 +110,9 @@ def read_inputs(inputs: Sequence[InputConfig], config: RunConfig, report: Report
 
 
 def _parts(place: int, source: InputConfig, config: RunConfig) -> Iterator[InputPart]:
+    if source.kind == "pages":
+        yield from _page_parts(place, source, config)
+        return
     if source.urls or source.kind == "folder":
         yield InputPart(place, (), True)
         return
@@ -119,6 +127,13 @@ def _parts(place: int, source: InputConfig, config: RunConfig) -> Iterator[Input
     size = _FILES_A_PART.get(source.kind, 1)
     for start in range(0, len(files), size):
         yield InputPart(place, tuple(files[start : start + size]), len(files) == 1, folder)
+
+
+def _page_parts(place: int, source: InputConfig, config: RunConfig) -> Iterator[InputPart]:
+    files = [] if source.urls else files_of(source.path, LIST_SUFFIXES, source.kind)
+    num_pages = sum(1 for _ in read_urls(files, source, config, lambda reason: None))
+    for first in range(0, max(1, num_pages), _PAGES_A_PART):
+        yield InputPart(place, tuple(files), len(files) < 2, first=first, in_turn=True)
 
 
 def _listed(source: InputConfig, config: RunConfig) -> Iterator[str]:
@@ -143,7 +158,9 @@ def _links(part: InputPart, source: InputConfig, config: RunConfig, report: Repo
     if source.kind == "folder":
         yield from list_folder(source, report)
     elif source.kind == "pages":
-        yield from visit_pages(read_urls(part.files, source, config, report), config, report)
+        said = report if part.first == 0 else lambda reason: None  # of the list, which every part reads
+        pages = itertools.islice(read_urls(part.files, source, config, said), part.first, part.first + _PAGES_A_PART)
+        yield from visit_pages(pages, config, report)
     elif source.kind == "html":
         yield from read_html([Path(file) for file in part.files], Path(part.folder), source, config, report)
     elif source.urls:

@@ -97,6 +97,7 @@ class Fetched:
         sha256: Of the bytes, in hex; only where they are blocklisted.
         list_name: Which list has it.
         image_id: First 128 bits of the sha256 of the bytes as they came, in hex; None where rejected.
+        stored_id: The same of ``data``.
     """
 
     index: int
@@ -113,6 +114,7 @@ class Fetched:
     sha256: str | None = None
     list_name: str | None = None
     image_id: str | None = None
+    stored_id: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:

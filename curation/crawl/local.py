@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Protocol, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.blocklist import blocklists
 from curation.config import RunConfig
+from curation.crawl.blocked import blocked_images
 from curation.crawl.img2dataset import IMAGE_COLUMNS
 from curation.crawl.links import Fetched, Link
 from curation.crawl.verify import refused, verify
@@ -70,8 +70,8 @@ def _verified(index: int, data: bytes | None, reason: str | None, detail: str, c
     if not data:
         return Fetched(index, None, None, "empty", detail="no bytes")
     try:
-        found = verify(data, config.images, blocklists(config.fetch.blocked_hashes))
-        return Fetched(index, data, found.info, None, image_id=found.image_id)
+        found = verify(data, config.images, blocked_images(config.fetch, config.images))
+        return Fetched(index, data, found.info, None, image_id=found.image_id, stored_id=found.stored_id)
     except ImageError as error:
         return refused(index, error)
 

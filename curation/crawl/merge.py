@@ -31,7 +31,7 @@ _HELD_BYTES = 32 << 20  # of rows that wait to be merged; merging takes a few ti
 _HASH_BYTES = 8
 
 
-def found(links: pa.Table, position: int) -> tuple[pa.Table, int]:
+def with_hashes(links: pa.Table, position: int) -> tuple[pa.Table, int]:
     """Return rows of ``schema.CRAWL`` with the columns of ``FOUND``, and the next position.
 
     Args:
@@ -44,6 +44,14 @@ def found(links: pa.Table, position: int) -> tuple[pa.Table, int]:
     positions = np.where(is_local, position + np.cumsum(is_local) - 1, 0)
     columns = [*links.columns, pa.array(url_hashes), pa.array(host_hashes), pa.array(positions, pa.int64())]
     return pa.table(columns, schema=FOUND), position + int(is_local.sum())
+
+
+def moved(rows: pa.Table, start: int) -> tuple[pa.Table, int]:
+    """Return rows whose local positions start at ``start`` instead of 0, and the largest of them (below it: none)."""
+    is_local = pc.not_equal(rows.column("source_kind"), "web").to_numpy(zero_copy_only=False)
+    positions = np.where(is_local, rows.column("position").to_numpy() + start, 0)
+    last = int(positions[is_local].max()) if is_local.any() else start - 1
+    return _with(rows, "position", pa.array(positions, pa.int64())), last
 
 
 def merge(rows: pa.Table, max_pages: int) -> pa.Table:

@@ -12,6 +12,7 @@ from curation.config import ImagesConfig, ResizeConfig
 from curation.crashes import watch
 from curation.crawl.links import Fetched
 from curation.errors import BlocklistedError, ImageError
+from curation.frames import has_more
 from curation.images import ImageInfo
 
 
@@ -23,11 +24,18 @@ class Verified:
         data: What is to be stored: the bytes as they came, or resized.
         info: What ``data`` is.
         image_id: First 128 bits of the sha256 of the bytes as they came, in hex.
+        stored_id: The same of ``data``.
     """
 
     data: bytes
     info: ImageInfo
     image_id: str
+    stored_id: str
+
+
+def digest_id(data: bytes) -> str:
+    """Return the first 128 bits of the sha256 of the bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def refused(index: int, error: ImageError) -> Fetched:
@@ -56,12 +64,14 @@ def verify(
         raise ImageError("not_an_image", "no bytes")
     if blocked is not None:
         blocked.check(data)
-    image_id = hashlib.sha256(data).hexdigest()[:32]
+    image_id = digest_id(data)
+    if has_more(data, limits.max_frames):
+        raise ImageError("too_many_frames", f"more than images.max_frames, {limits.max_frames}")
     with watch().at_work(image_id, data, limits):
         if resize is None:
-            return Verified(data, images.inspect_pixels(data, limits), image_id)
+            return Verified(data, images.inspect_pixels(data, limits), image_id, image_id)
         smaller, info = resized(data, limits, resize)
-        return Verified(smaller, info, image_id)
+        return Verified(smaller, info, image_id, digest_id(smaller))
 
 
 def resized(data: bytes, limits: ImagesConfig, resize: ResizeConfig) -> tuple[bytes, ImageInfo]:

@@ -110,6 +110,7 @@ def test_the_help_lists_the_stages_of_the_plan():
 
 OTHER = {  # values that are other than the default, and allowed
     "fetch.blocked_hashes": [os.devnull],
+    "fetch.blocked_pdq": [os.devnull],
     "embed.preset": "dinov2-vits14",
     "embed.features": "pooled",
     "embed.precision": "bf16",
@@ -144,6 +145,8 @@ SHAPES_NOTHING = {
     "fetch.timeout_s": "how patiently",
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
+    "fetch.blocked_pdq": "what of what comes is discarded; rows that are there stay",
+    "fetch.blocked_pdq_distance": "as blocked_pdq",
     "images.decode_threads": "how fast",
     "images.decode_timeout_s": "how patiently",
     "images.prepare_timeout_s": "how patiently",

@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import io
+import math
 import struct
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +47,8 @@ class Site:
     Attributes:
         url: ``http://127.0.0.1:port``.
         hits: Path → requests seen.
+        log: Path and time of each request.
+        busy_until: When ``/limited`` stops answering 429.
         most_at_once: Requests to ``/slow`` that ran at the same time.
         agents: User agents seen.
         robots: Body of robots.txt, or a status.
@@ -53,6 +57,8 @@ class Site:
 
     def __init__(self) -> None:
         self.hits: Counter[str] = Counter()
+        self.log: list[tuple[str, float]] = []
+        self.busy_until = 0.0
         self.agents: set[str] = set()
         self.robots: str | int = 404
         self.robots_delay_s = 0.0
@@ -93,6 +99,7 @@ class Site:
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         self.hits[path] += 1
+        self.log.append((path, time.monotonic()))
         self.agents.add(request.headers.get("User-Agent", ""))
         if path == "/robots.txt":
             return await self._well_known(self.robots, self.robots_delay_s)
@@ -131,6 +138,13 @@ class Site:
         """429 with Retry-After, once; the path says for how many seconds."""
         if self.hits[request.path] == 1:
             return web.Response(status=429, headers={"Retry-After": request.path.rpartition("/")[2]})
+        return web.Response(body=make_image(1))
+
+    async def _limited(self, request: web.Request) -> web.Response:
+        """429 for all, until ``busy_until``."""
+        left_s = self.busy_until - time.monotonic()
+        if left_s > 0:
+            return web.Response(status=429, headers={"Retry-After": str(math.ceil(min(left_s, 3600)))})
         return web.Response(body=make_image(1))
 
     async def _drip(self, request: web.Request) -> web.StreamResponse:

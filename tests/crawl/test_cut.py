@@ -9,7 +9,7 @@ from curation import schema
 from curation.config import RunConfig, parse
 from curation.crawl.cut import cut
 from curation.crawl.links import Link, to_table
-from curation.crawl.merge import found
+from curation.crawl.merge import with_hashes
 
 
 def config(rows, host_spread=4):
@@ -31,7 +31,7 @@ def tables(links, batch=97):
     """Yield links as ``cut`` takes them, a few at a time."""
     links, position = list(links), 0
     for start in range(0, len(links), batch):
-        table, position = found(to_table(links[start : start + batch]), position)
+        table, position = with_hashes(to_table(links[start : start + batch]), position)
         yield table
 
 

@@ -65,7 +65,7 @@ _MAX_PARAMETERS = 100
 
 def is_tracking_pixel(url: WebUrl) -> bool:
     """Return whether a URL is one of a known counter, or says that its image has 1x1 pixel."""
-    domain = url.host
+    domain = url.host.removesuffix(".")
     while domain:
         if domain in _HOSTS or any(f"{url.path}/".startswith(f"{path}/") for path in _PATHS.get(domain, ())):
             return True

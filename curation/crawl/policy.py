@@ -106,7 +106,7 @@ def url_glob(pattern: str) -> Glob:
     """
     if "://" not in pattern and not pattern.startswith("*"):
         pattern = "*://" + pattern
-    scheme, separator, rest = pattern.partition("://")
+    scheme, separator, rest = pattern.rpartition("://")
     host, slash, path = rest.partition("/")
     if not host.isascii():
         try:

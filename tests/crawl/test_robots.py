@@ -81,11 +81,23 @@ def test_the_crawl_delay_of_our_group_is_known(value, seconds):
     assert parse_rules(text, "curation").crawl_delay_s == seconds
 
 
+def wildcards(number):
+    return "".join(f"Disallow: /*ab{n}\n" for n in range(number))
+
+
+def test_a_long_url_that_many_wildcards_would_be_tried_on_is_refused():
+    text = "User-agent: *\n" + wildcards(MAX_WILDCARD_RULES)
+
+    assert allows(text, "/" + "a" * 400)
+    assert not allows(text, "/" + "a" * 8000)
+
+
 def test_agents_in_a_row_cost_nothing_and_rules_built_to_take_forever_are_refused():
-    many = parse_rules("User-agent: a\n" * 10_000 + "User-agent: curation\n" + "Disallow: /x\n" * 10_000, "curation")
+    rules = "".join(f"Disallow: /x{number}\n" for number in range(10_000))
+    many = parse_rules("User-agent: a\n" * 10_000 + "User-agent: curation\n" + rules, "curation")
     assert many.num_rules == 10_000
 
     with pytest.raises(LinkError) as refused:
-        parse_rules("User-agent: *\n" + "Disallow: /*a*b\n" * (MAX_WILDCARD_RULES + 1), "curation")
+        parse_rules("User-agent: *\n" + wildcards(MAX_WILDCARD_RULES + 1), "curation")
 
     assert refused.value.reason == "robots"

@@ -3,26 +3,26 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 from curation import config as settings
 from curation import schema
-from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
+from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
 from curation.lease import Lease
 from curation.models.weights import registered
-from curation.pipelines import blocks, crawl_parts, kmeans_rounds
+from curation.pipelines import crawl_parts, kmeans_rounds
 from curation.pipelines.context import Context
 from curation.pipelines.discard import check_finished
 from curation.pipelines.freshness import Assessed, assess, collections, folders
 from curation.pipelines.growth import Growth
 from curation.pipelines.growth import check as growth_check
-from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
+from curation.pipelines.image_pass import has_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.purge import rejected_but_stored
-from curation.pipelines.redact import redact_all_retried, redact_retried
-from curation.pipelines.units import Done, Unit, crawl_marker
+from curation.pipelines.redact import redact_retried
+from curation.pipelines.units import Done, Unit
+from curation.pipelines.upkeep import is_crawled, mend, tidy
 
 
 class Runner(Protocol):
@@ -125,7 +125,8 @@ def bring_up(
     grows_behind = [step for step in steps if step.kind in ("crawl", "fetch")][-1]
     with context.run.lease() as lease:
         check_finished(context)
-        _mend(context, plan, request, on_event)
+        for message in mend(context, plan, request.redo):
+            on_event(Warned(message))
         tidy(context, plan, steps)
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
         asked = context.should_stop
@@ -136,7 +137,7 @@ def bring_up(
             is_read: set[str] = set()  # collections whose inputs this request reads
             for step in steps:
                 if step.kind == "crawl":
-                    is_read |= {name for name in collections(context, step) if not _is_crawled(context, name)}
+                    is_read |= {name for name in collections(context, step) if not is_crawled(context, name)}
                 _bring_up_step(context, plan, step, request, growth, runner, on_event)
                 _check_stop(context, lease, asked)
                 if step == grows_behind and _grow(context, plan, request, growth, is_read, runner, on_event):
@@ -230,62 +231,6 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
                     f"--redo {step.stage}: the fetched bytes of {gone} shards were deleted after blurring; "
                     "add --redo fetch to get them again"
                 )
-
-
-def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Event], None]) -> None:
-    """Take back the markers of outputs whose files are missing or cut short, so that they are made again.
-
-    Raises:
-        CorruptError: What is damaged cannot be made again unless it is asked for.
-    """
-    steps = {step.name: step for step in plan.steps}
-    known = _collections(context)
-    for collection, name, shard, path in list(context.run.damaged([*known, *_block_folders(context, plan)])):
-        step = steps.get(name)
-        if step is not None and (step.protected or step.reads_raw):
-            redo = dict.fromkeys(("fetch", step.stage) if step.reads_raw else (step.stage,))
-            if not set(redo) <= request.redo:
-                asked = " ".join(f"--redo {stage}" for stage in redo)
-                raise CorruptError(f"{context.run.url}: {path} is missing or cut short; `{asked}` makes it again")
-        if name == schema.RETRY.name:
-            raise CorruptError(
-                f"{context.run.url}: {path} is missing or cut short; `--redo crawl` starts {collection} anew"
-            )
-        on_event(Warned(f"{path} is missing or cut short; it is made again"))
-        context.run.forget(collection, name, shard)
-
-
-def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
-    """Delete what killed attempts left, and fetched bytes whose blurred copy is finished."""
-    known = _collections(context)
-    for collection in known:
-        crawled = context.run.artefact_marker(crawl_marker(collection))
-        if crawled is not None:
-            context.run.forget_shards(collection, crawled.num_shards)
-            redact_all_retried(context, collection)
-    blocks.forget_gone(context, plan)
-    for step in steps:
-        if step.kind != "images" or not any(is_last_to_read_raw(step, collection) for collection in known):
-            continue
-        if not all(map(partial(_is_crawled, context), collections(context, step))):
-            continue
-        for found in assess(context, plan, step):
-            unit = found.unit
-            if found.state == "done" and unit.shard is not None and is_last_to_read_raw(step, unit.collection):
-                forget_raw(context, unit.collection, unit.shard)
-    context.run.collect_garbage([*known, *_block_folders(context, plan)])
-
-
-def _collections(context: Context) -> list[str]:
-    return [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
-
-
-def _block_folders(context: Context, plan: Plan) -> list[str]:
-    return [folder for step in plan.steps if step.kind == "blocks" for folder in blocks.places(context, step)]
-
-
-def _is_crawled(context: Context, collection: str) -> bool:
-    return context.run.artefact_marker(crawl_marker(collection)) is not None
 
 
 def _bring_up_step(

@@ -183,7 +183,7 @@ def fetch(context: Context, unit: Unit) -> int:
     links = links_of(context, collection, shard)
     rows: list[dict[str, Any] | None] = [None if link.url else {"reject_reason": "blocklisted"} for link in links]
     for row, reason in retried_rows(context, collection, shard).items():
-        rows[row] = rows[row] or {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
+        rows[row] = {"reject_reason": reason, "fetch_detail": "tried again in a later shard"}
     todo = [row for row, settled in enumerate(rows) if settled is None]
     context.on_rows(len(links) - len(todo))
     in_place = collection.startswith("references/")

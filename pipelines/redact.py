@@ -61,9 +61,15 @@ def redact_retried(context: Context, collection: str, shard: int) -> None:
 
     Only one process may do this at a time: rows of several shards may lead to the same one.
     """
+    is_made = context.run.marker(collection, schema.FETCH.name, shard) is not None
+    if is_made and context.run.marker(collection, schema.BLOCKLISTED.name, shard) is not None:
+        _redact_before(context, collection, shard)
+
+
+def _redact_before(context: Context, collection: str, shard: int) -> None:
     run = context.run
     crawled = run.artefact_marker(crawl_marker(collection))
-    if crawled is None or not is_retry(crawled, shard) or run.marker(collection, schema.FETCH.name, shard) is None:
+    if crawled is None or not is_retry(crawled, shard):
         return
     gone = run.read_table(collection, schema.CRAWL.name, shard, ["url"]).column(0).is_null().to_numpy()
     places = run.read_table(collection, schema.RETRY.name, shard, ["retry_of"]).column(0).to_numpy()[gone]
@@ -76,7 +82,7 @@ def redact_retried(context: Context, collection: str, shard: int) -> None:
             # What servers and errors said first: the row is found again by its URL until that is gone, which goes last.
             run.replace(collection, schema.FETCH.name, before, without(table, rows, keep=_NO_TRACE))
             redact(context, collection, before, rows)
-        redact_retried(context, collection, before)
+        _redact_before(context, collection, before)
 
 
 def redact_all_retried(context: Context, collection: str) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -157,12 +158,14 @@ class FlakySite:
         images: Path → bytes; any other path is a 404.
         failing: Path → status that is answered instead.
         hits: Requests for each path, robots.txt and the like left out.
+        delay_s: Before each answer.
     """
 
     def __init__(self) -> None:
         self.images: dict[str, bytes] = {}
         self.failing: dict[str, int] = {}
         self.hits: Counter[str] = Counter()
+        self.delay_s = 0.0
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -172,6 +175,7 @@ class FlakySite:
                 body, status = site.images.get(self.path), site.failing.get(self.path, 200)
                 if body is not None:
                     site.hits[self.path] += 1
+                    time.sleep(site.delay_s)
                 if body is None or status != 200:
                     body, status = b"", status if body is not None else 404
                 self.send_response(status)

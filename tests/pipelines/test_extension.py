@@ -117,7 +117,7 @@ def test_what_is_found_again_after_a_kill_is_added_once(first, flaky_site, bring
 
 def test_links_that_failed_can_be_tried_again_beside_new_ones(first, flaky_site, bring, tmp_path):
     run, tree, paths, lines = first
-    flaky_site.failing = {paths[20]: 503}
+    flaky_site.failing = {paths[20]: 502}
     lines.write_text("\n".join(flaky_site.url + path for path in paths[:21]))
     bring(run, tree, EXTEND)
     flaky_site.failing = {}

@@ -1,6 +1,9 @@
 """Links that failed are tried again in new shards; what was committed stays, and every link counts once."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -47,9 +50,9 @@ def notes(events):
 
 @pytest.fixture
 def half_failed(flaky_site, images, bring, tmp_path):
-    """A run of 48 links in 4 shards, of which 11 failed with a 503, one with a 500 and one with a 404."""
+    """A run of 48 links in 4 shards, of which 11 failed with a 502, one with a 500 and one with a 404."""
     paths = flaky_site.add(images / "pool")[:48]
-    flaky_site.failing = dict.fromkeys(paths[5:27:2], 503) | {paths[0]: 500, paths[1]: 404}
+    flaky_site.failing = dict.fromkeys(paths[5:27:2], 502) | {paths[0]: 500, paths[1]: 404}
     tree = flaky_site.tree(paths, rows=12)
     bring(tmp_path / "run", tree, Request("fetch"))
     return tmp_path / "run", tree
@@ -74,14 +77,14 @@ def test_only_the_links_that_failed_so_are_asked_for_again_and_old_shards_keep_t
 
 def test_a_link_counts_once_as_what_became_of_it_in_the_end(half_failed, flaky_site, bring):
     run, tree = half_failed
-    flaky_site.failing = dict.fromkeys(list(flaky_site.failing)[:2], 503)
+    flaky_site.failing = dict.fromkeys(list(flaky_site.failing)[:2], 502)
 
     bring(run, tree, RETRY)
 
     pool = pool_of(run, tree)
     assert (pool.num_rows, pool.fetch.num_rows) == (48, 48)
     assert (pool.fetch.num_retried, pool.fetch.num_recovered) == (12, 10)
-    assert pool.fetch.rejected["http_503"] == 2
+    assert pool.fetch.rejected["http_502"] == 2
     assert pool.fetch.rejected["http_404"] == 1
     assert "http_500" not in pool.fetch.rejected
     crawl, fetch = pool.funnel
@@ -97,12 +100,12 @@ def test_a_run_says_the_same_whether_links_came_at_once_or_on_the_third_try(
 ):
     paths = flaky_site.add(images / "pool")[:24]
     run, tree = tmp_path / "run", flaky_site.tree(paths, rows=10)
-    flaky_site.failing = dict.fromkeys(paths[:9], 503) | {paths[9]: 404}
+    flaky_site.failing = dict.fromkeys(paths[:9], 502) | {paths[9]: 404}
     bring(run, tree, Request("fetch"))
-    flaky_site.failing = dict.fromkeys(paths[:4], 503) | {paths[9]: 404}
+    flaky_site.failing = dict.fromkeys(paths[:4], 502) | {paths[9]: 404}
     bring(run, tree, RETRY)
     flaky_site.failing = {}
-    bring(run, tree, Request("fetch", retry=("http_503",)))
+    bring(run, tree, Request("fetch", retry=("http_502",)))
 
     bring(run, tree, Request(retry=("http_404",)))
     bring(tmp_path / "at once", tree)
@@ -140,6 +143,37 @@ def test_an_interrupted_retry_is_finished_by_the_same_command_and_not_begun_agai
     assert "had not come to its end" in notes(events)[0]
 
 
+@pytest.mark.slow
+def test_a_retry_that_is_killed_fetches_only_unfinished_shards_again(half_failed, flaky_site, tmp_path):
+    run, tree = half_failed
+    tree["shards"]["rows"] = 4
+    tree["fetch"]["host_concurrency"] = 1
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(tree))
+    command = ["run", "--config", str(tmp_path / "c.yaml"), "--run", str(run), "--stage", "fetch", "--workers", "1"]
+    flaky_site.failing, flaky_site.delay_s = {}, 0.2
+    flaky_site.hits.clear()
+    shell = [sys.executable, "-m", "curation.cli", *command, "--retry", "http_5xx"]
+    process = subprocess.Popen(shell, stderr=subprocess.PIPE)
+    first = run / "pool" / "fetch" / "00000004.json"
+    deadline = time.monotonic() + 60
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert first.exists()
+    urls = Run(run).read_table("pool", "crawl", 4, ["url"]).column(0).to_pylist()
+    time.sleep(0.5)  # what was asked for is answered
+    flaky_site.delay_s = 0.0
+
+    assert subprocess.run(shell, stderr=subprocess.PIPE).returncode == 0
+
+    assert {flaky_site.hits[url.removeprefix(flaky_site.url)] for url in urls} == {1}
+    assert max(flaky_site.hits.values()) <= 2
+    assert set(Run(run).markers("pool", "fetch")) == set(range(7))
+    twice = sorted(found[0] for found in outcomes(run).values() if found[1:] == [None])
+    assert twice == ["http_500", *["http_502"] * 11]
+
+
 def test_new_shards_that_nobody_counts_yet_are_as_if_they_were_not_there(half_failed, bring):
     run, tree = half_failed
     crawled = run / "artefacts" / "crawl.pool.json"
@@ -165,7 +199,7 @@ def test_fetching_everything_anew_leaves_links_to_the_shards_that_tried_them_las
     assert len(flaky_site.hits) == 48
     pool = pool_of(run, tree)
     assert pool.fetch.num_rows == 48
-    assert "http_503" not in pool.fetch.rejected
+    assert "http_502" not in pool.fetch.rejected
 
 
 def test_a_host_lies_in_no_more_new_shards_than_it_says(half_failed, bring):
@@ -223,5 +257,5 @@ def test_the_command_line_retries_families_and_says_what_it_does(half_failed, fl
     assert main(["status", "--run", str(run)]) == 0
     said = capfd.readouterr().out
     assert "tried again: 1, of which 0 became images" in said
-    assert "http_503" in said
+    assert "http_502" in said
     assert "127.0.0.1" in said

@@ -90,7 +90,12 @@ def compare(mode: str, work: Path, options: argparse.Namespace) -> None:
     theirs = median(seconds["peer"])
     for name, suffix in (("ours", ""), ("fetch_only", "_fetch_only")):
         ratio = theirs / median(seconds[name])
-        line = {"bench": "fetch", "metric": f"ratio_vs_img2dataset_{mode}{suffix}", "value": round(ratio, 2), "unit": "x"}
+        line = {
+            "bench": "fetch",
+            "metric": f"ratio_vs_img2dataset_{mode}{suffix}",
+            "value": round(ratio, 2),
+            "unit": "x",
+        }
         target = TARGETS[mode]
         print(json.dumps(line | {"target": target, "met": ratio >= target, "detail": detail}), flush=True)
 

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import ConfigError, CurationError, UsageError
+from curation.processes import leave_pandas_out
 
 if TYPE_CHECKING:
     from curation.pipelines.context import Context
@@ -621,6 +622,7 @@ def entry() -> None:
     What is registered for the end of a process is run, but libraries' C++ globals are not torn down: their threads may
     still be there, and were seen to abort one in ten processes whose work was done.
     """
+    leave_pandas_out()
     code = main()
     with suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -197,7 +197,9 @@ class FetchConfig(Settings):
     )
     concurrency: int = Field(64, ge=1, le=10_000, description="Requests at a time in one worker.")
     host_concurrency: int = Field(
-        8, ge=1, description="Requests at a time to one host, of all workers; shards that share it get a part, at least 1."
+        8,
+        ge=1,
+        description="Requests at a time to one host, of all workers; shards that share it get a part, at least 1.",
     )
     host_requests_per_s: float | None = Field(
         default_factory=lambda given: None if given.get("allow_private_addresses") else 20.0,
@@ -214,7 +216,10 @@ class FetchConfig(Settings):
         10, ge=1, description="Failures in a row without any answer after which a host is left alone, tried, given up."
     )
     timeout_s: float = Field(
-        20.0, gt=0, le=3600, description="Deadline of one URL, from DNS to the last byte; waiting for a turn is not in it."
+        20.0,
+        gt=0,
+        le=3600,
+        description="Deadline of one URL, from DNS to the last byte; waiting for a turn is not in it.",
     )
     connect_timeout_s: float = Field(5.0, gt=0, le=600, description="Deadline of a connection.")
     idle_timeout_s: float = Field(10.0, gt=0, le=600, description="Longest silence of a connection within an answer.")

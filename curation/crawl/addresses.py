@@ -101,6 +101,7 @@ def is_literal(host: str) -> bool:
     return _literal(host) is not None
 
 
+@lru_cache(1 << 14)
 def _literal(host: str) -> IPAddress | None:
     try:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))

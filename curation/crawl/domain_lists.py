@@ -129,7 +129,8 @@ def _hashes(paths: Sequence[str], whole_domains: bool) -> bytes:
             raise InputError(f"fetch.policy: {path}: {bad} lines name no domain, and {good} do; give a list of domains")
     hashes = np.frombuffer(found, dtype=np.uint64)
     hashes.sort()  # in place: np.unique would hold several copies
-    return hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]].tobytes()
+    data: bytes = hashes[np.append(True, hashes[1:] != hashes[:-1])[: len(hashes)]].tobytes()
+    return data
 
 
 def _names(path: Path) -> Iterator[bytes | None]:

@@ -12,7 +12,7 @@ from curation.config import PolicyConfig
 from curation.crawl.domain_lists import DomainSet, list_digests, load_domains
 from curation.crawl.globs import Glob, comparable
 from curation.crawl.tracking import is_tracking_pixel
-from curation.crawl.urls import WebUrl
+from curation.crawl.urls import DEFAULT_PORTS, WebUrl, parse_host
 from curation.errors import InputError, LinkError
 
 # Ports of services that an HTTP request could be made to talk to. Source: Fetch Standard, "bad port".
@@ -79,10 +79,8 @@ class UrlPolicy:
             LinkError: ``policy_port``, ``policy_domain``, ``policy_pattern`` or ``tracking_pixel``.
         """
         self.check_origin(url)
-        if self._patterns:
-            text = comparable(str(url)).lower()
-            if any(pattern.matches(text) for pattern in self._patterns):
-                raise LinkError("policy_pattern", "a pattern of fetch.policy.blocked_urls matches it")
+        if self._patterns and any(pattern.matches(text) for text in _texts(url) for pattern in self._patterns):
+            raise LinkError("policy_pattern", "a pattern of fetch.policy.blocked_urls matches it")
         if self._tracking_pixels and is_tracking_pixel(url):
             raise LinkError("tracking_pixel", "its address is one of a tracking pixel")
 
@@ -101,10 +99,31 @@ class UrlPolicy:
 
 
 def url_glob(pattern: str) -> Glob:
-    """Return the glob of a pattern of URLs; case does not matter, and without a scheme it stands for both."""
+    """Return the glob of a pattern of URLs; case does not matter, and without a scheme or a port it stands for all.
+
+    Raises:
+        InputError: Its host cannot be one.
+    """
     if "://" not in pattern and not pattern.startswith("*"):
         pattern = "*://" + pattern
-    return Glob(comparable(pattern).lower())
+    scheme, separator, rest = pattern.rpartition("://")
+    host, slash, path = rest.partition("/")
+    if not host.isascii():
+        try:
+            host = parse_host(host)
+        except LinkError as error:
+            raise InputError(f"fetch.policy: pattern {pattern[:200]}: {error.detail}") from error
+    return Glob(comparable(f"{scheme}{separator}{host}{slash}{path}").lower())
+
+
+def _texts(url: WebUrl) -> list[str]:
+    """Return what patterns are matched with: the URL without its port, and with it where it is not the default."""
+    host = url.host.removesuffix(".")
+    rest = comparable(url.path_and_query).lower()
+    texts = [f"{url.scheme}://{host}{rest}"]
+    if url.port != DEFAULT_PORTS[url.scheme]:
+        texts.append(f"{url.scheme}://{host}:{url.port}{rest}")
+    return texts
 
 
 def policy_settings(config: PolicyConfig) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from protego import Protego
 
+from curation.crawl.globs import MAX_WORK
 from curation.crawl.urls import WebUrl
 from curation.errors import LinkError
 
 ROBOTS_PATH = "/robots.txt"
 MAX_ROBOTS_BYTES = 500 * 1024
 MAX_ROBOTS_REDIRECTS = 5
-MAX_WILDCARD_RULES = 5_000  # each is tried on each URL of the origin
+MAX_WILDCARD_RULES = 5_000
 _UNREACHABLE = frozenset({"dns", "connect", "tls", "policy_address", "bad_url"})
 _ALLOWING = frozenset({"too_many_redirects", "bad_redirect", "empty"})  # as good as no file
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")
@@ -44,16 +45,21 @@ class RobotsRules:
 
     Attributes:
         num_rules: Allow and Disallow lines that count.
+        num_wildcards: Those with ``*`` or ``$``: each of them is tried on each URL of the origin.
         crawl_delay_s: Seconds that the site wants between two requests; 0 where it asks for none.
     """
 
     num_rules: int
+    num_wildcards: int
     crawl_delay_s: float
     _rules: Protego
 
     def allows(self, url: WebUrl) -> bool:
-        """Return whether ``url``, of this origin, may be visited."""
-        return bool(self._rules.can_fetch(str(url), "*"))
+        """Return whether ``url``, of this origin, may be visited; not where it takes too long to tell."""
+        if not self.num_rules:
+            return True
+        text = str(url)
+        return self.num_wildcards * len(text) <= MAX_WORK and bool(self._rules.can_fetch(text, "*"))
 
 
 def parse_rules(text: str, agent_token: str) -> RobotsRules:
@@ -67,12 +73,13 @@ def parse_rules(text: str, agent_token: str) -> RobotsRules:
         LinkError: With reason ``robots`` where the file is built to take forever.
     """
     lines = _own_lines(text, agent_token.lower())
-    rules = [(field, value) for field, value in lines if field != "crawl-delay" and value]
-    if sum("*" in value or value.endswith("$") for _, value in rules) > MAX_WILDCARD_RULES:
+    rules = list(dict.fromkeys((field, value) for field, value in lines if field != "crawl-delay" and value))
+    num_wildcards = sum("*" in value or value.endswith("$") for _, value in rules)
+    if num_wildcards > MAX_WILDCARD_RULES:
         raise LinkError("robots", f"robots.txt has more than {MAX_WILDCARD_RULES} rules with wildcards")
     delays = [_seconds(value) for field, value in lines if field == "crawl-delay"]
     text = "\n".join(["User-agent: *", *(f"{field}: {value}" for field, value in rules)])
-    return RobotsRules(len(rules), max(delays, default=0.0), Protego.parse(text))
+    return RobotsRules(len(rules), num_wildcards, max(delays, default=0.0), Protego.parse(text))
 
 
 def without_rules(error: LinkError, where: str) -> RobotsRules | LinkError:
@@ -91,7 +98,7 @@ def _own_lines(text: str, token: str) -> list[tuple[str, str]]:
     named = False  # whether any group names the token, be it without rules
     agents: set[str] = set()  # of the group at hand
     in_head = False  # the last line with a meaning named an agent
-    for line in _LINE_ENDS.split(text.removeprefix("\ufeff")):
+    for line in _LINE_ENDS.split(text.lstrip("\ufeff\ufffd")):  # a byte order mark, or what is left of one
         field, value = _record(line)
         if field == "user-agent":
             agents = {*agents, _agent(value)} if in_head else {_agent(value)}

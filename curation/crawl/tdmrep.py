@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from curation.crawl.globs import Glob, comparable, path_glob
+from curation.crawl.globs import MAX_WORK, Glob, comparable, path_glob
 from curation.crawl.urls import WebUrl
 
 TDMREP_PATH = "/.well-known/tdmrep.json"
@@ -33,8 +33,10 @@ class TdmRules:
     rules: tuple[tuple[Glob, bool], ...] = ()
 
     def reserves(self, url: WebUrl) -> bool:
-        """Return whether the rights of ``url`` are reserved."""
+        """Return whether the rights of ``url`` are reserved, or it takes too long to tell."""
         text = comparable(url.path_and_query)
+        if len(self.rules) * len(text) > MAX_WORK:
+            return True
         return next((reserved for glob, reserved in self.rules if glob.matches(text)), False)
 
 

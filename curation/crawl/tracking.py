@@ -40,17 +40,19 @@ _HOSTS = frozenset(
     }
 )
 # Paths, and what is below them, of domains that serve other things too.
-_PATHS = (
-    *(("amazon-adsystem.com", "/e/ir"), ("doubleclick.net", "/ddm/trackimp"), ("doubleclick.net", "/activity")),
-    *(("facebook.com", "/tr"), ("google.com", "/ads/ga-audiences"), ("google.com", "/pagead"), ("t.co", "/i/adsct")),
-    *(
-        ("twitter.com", "/i/adsct"),
-        ("hubspot.com", "/__ptq.gif"),
-        ("linkedin.com", "/collect"),
-        ("reddit.com", "/rp.gif"),
-    ),
-    *(("yahoo.com", "/p.gif"), ("typekit.net", "/p.gif")),
-)
+_PATHS = {
+    "amazon-adsystem.com": ("/e/ir",),
+    "doubleclick.net": ("/activity", "/ddm/trackimp"),
+    "facebook.com": ("/tr",),
+    "google.com": ("/ads/ga-audiences", "/pagead"),
+    "hubspot.com": ("/__ptq.gif",),
+    "linkedin.com": ("/collect",),
+    "reddit.com": ("/rp.gif",),
+    "t.co": ("/i/adsct",),
+    "twitter.com": ("/i/adsct",),
+    "typekit.net": ("/p.gif",),
+    "yahoo.com": ("/p.gif",),
+}
 _FILE = re.compile(
     r"(?:__utm|beacon|dot|dot_?clear|track|tracker|tracking|trans|web-?beacon)\.gif|"
     r"(?:1x1|1px|blank|clear|empty|pixel|shim|spacer|tracking-?pixel|transparent|transparent-?pixel)\.(?:gif|png)",
@@ -63,13 +65,11 @@ _MAX_PARAMETERS = 100
 
 def is_tracking_pixel(url: WebUrl) -> bool:
     """Return whether a URL is one of a known counter, or says that its image has 1x1 pixel."""
-    name = url.host
-    while name:
-        if name in _HOSTS:
+    domain = url.host.removesuffix(".")
+    while domain:
+        if domain in _HOSTS or any(f"{url.path}/".startswith(f"{path}/") for path in _PATHS.get(domain, ())):
             return True
-        name = name.partition(".")[2]
-    if any(f"{url.path}/".startswith(f"{path}/") and f".{url.host}".endswith(f".{host}") for host, path in _PATHS):
-        return True
+        domain = domain.partition(".")[2]
     return _FILE.fullmatch(url.path.rpartition("/")[2]) is not None or _says_one_pixel(url.query)
 
 

@@ -13,6 +13,7 @@ import idna
 
 from curation.errors import LinkError
 
+_JOINERS = "\u200c\u200d"
 _MAX_NAME_CHARS = 1000  # of a host before it is mapped
 MAX_URL_CHARS = 8192  # longer ones are refused by most servers
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -156,10 +157,24 @@ def _ascii_name(name: str) -> str:
         raise LinkError("bad_url", f"host {name[:80]!r} is too long")
     try:
         mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
-    except (idna.IDNAError, UnicodeError) as error:
+        return ".".join(map(_ascii_label, mapped.split(".")))
+    except ValueError as error:  # idna.IDNAError among them
         raise LinkError("bad_url", f"host {name[:80]!r} is not an international name: {error}") from error
-    labels = mapped.split(".")
-    return ".".join(x if x.isascii() else f"xn--{x.encode('punycode').decode('ascii')}" for x in labels)
+
+
+def _ascii_label(label: str) -> str:
+    if label.startswith("xn--"):
+        decoded = label[4:].encode("ascii").decode("punycode")
+        if decoded.isascii() or _ascii_label(idna.uts46_remap(decoded, std3_rules=False, transitional=False)) != label:
+            raise idna.IDNAError(f"{label} is no encoded name")
+        return label
+    if label.isascii():
+        return label
+    for place, char in enumerate(label):
+        if char in _JOINERS and not idna.valid_contextj(label, place):
+            raise idna.IDNAError("a joiner between letters that are not joined")
+    idna.check_bidi(label)
+    return f"xn--{label.encode('punycode').decode('ascii')}"
 
 
 def _ipv4(labels: list[str], text: str) -> str:

@@ -109,6 +109,9 @@ def test_the_help_lists_the_stages_of_the_plan():
 # -- every setting shapes an output, or is known not to -------------------------------------------------------------
 
 OTHER = {  # values that are other than the default, and allowed
+    "fetch.consent": {"tdm": False},
+    "fetch.policy": {"tracking_pixels": False},
+    "fetch.proxy": "http://proxy.example:3128",
     "fetch.blocked_hashes": [os.devnull],
     "fetch.blocked_pdq": [os.devnull],
     "embed.preset": "dinov2-vits14",
@@ -145,6 +148,7 @@ SHAPES_NOTHING = {
     "fetch.timeout_s": "how patiently",
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
+    "fetch.proxy": "by which way",
     "fetch.blocked_pdq": "what of what comes is discarded; rows that are there stay",
     "fetch.blocked_pdq_distance": "as blocked_pdq",
     "images.decode_threads": "how fast",

@@ -137,7 +137,7 @@ def test_the_files_of_many_origins_are_forgotten_in_bounded_memory(monkeypatch):
 
     async def read(url, max_bytes):
         asked.append(url.origin)
-        return b"User-agent: *\n" + b"Disallow: /x\n" * 100
+        return b"User-agent: *\n" + b"".join(b"Disallow: /x%d\n" % number for number in range(100))
 
     async def visit():
         consent = Consent(FetchConfig(consent=ConsentConfig(tdm=False)), read)

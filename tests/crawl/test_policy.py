@@ -54,6 +54,9 @@ def test_an_empty_allow_list_allows_nothing(tmp_path):
     ("pattern", "matching", "others"),
     [
         ("example.com/private/*", ["https://example.com/private/a.jpg", "http://EXAMPLE.com/%70rivate/a"], ["http://a.example.com/private/a"]),
+        ("example.com/private/*", ["http://example.com./private/a", "http://example.com:8080/private/a"], []),
+        ("example.com:8080/*", ["http://example.com:8080/a"], ["http://example.com/a"]),
+        ("*.Bücher.example/ä*", ["http://a.xn--bcher-kva.example/%c3%a4b"], ["http://xn--bcher-kva.example/"]),
         ("*.example.com/*", ["http://a.example.com/b"], ["http://example.com/b"]),
         ("*/nsfw/*", ["http://a.example/x/NSFW/y.jpg"], ["http://a.example/nsfw.jpg"]),
         ("https://*", ["https://a.example/"], ["http://a.example/"]),
@@ -65,7 +68,7 @@ def test_urls_that_match_a_pattern_as_a_whole_are_refused(pattern, matching, oth
     config = PolicyConfig(blocked_urls=(pattern,))
 
     assert {refused(config, url) for url in matching} == {"policy_pattern"}
-    assert {refused(config, url) for url in others} == {None}
+    assert {refused(config, url) for url in others} <= {None}
 
 
 def test_patterns_come_from_files_too_but_not_without_end(tmp_path):
@@ -94,6 +97,7 @@ def test_ports_of_other_services_are_refused_unless_ports_are_named(ports, port,
         "https://vg08.met.vgwort.de/na/0123456789abcdef",
         "https://mc.yandex.ru/watch/1234",
         "https://bat.bing.com/action/0?ti=1",
+        "https://www.google-analytics.com./collect?v=1",
         "https://example.com/images/spacer.gif",
         "https://example.com/1x1.png?r=7",
         "https://example.com/i?w=1&h=1",

@@ -18,6 +18,8 @@ def test_the_first_word_of_the_user_agent_is_its_name():
     "text",
     [
         "User-agent: *\nDisallow: /\nUser-agent: Curation\nDisallow: /private\n",
+        "User-agent: curation crawler\nDisallow: /private",
+        "\ufffdUser-agent: *\nDisallow: /private",
         "\ufeffuser-AGENT:curation\ndisallow:/private",
         "User-agent: other\rUser-agent: curation\rDisallow: /private\r",
         "User-agent: curation/2.0 # a crawler\n\n\nDisallow: /private # not this\n",
@@ -45,6 +47,12 @@ def test_the_rules_of_all_groups_that_name_the_crawler_count_or_those_of_all(tex
         ("Allow: /page\nDisallow: /page", ["/page"], []),
         ("Disallow: /fish*.php", ["/Fish.php", "/fish"], ["/fish.php", "/fishheads/catfish.php?p=1"]),
         ("Disallow: /*.php$", ["/a.php?x", "/a.php5"], ["/a.php", "/b/c.php"]),
+        ("Disallow: /x/page.html\nAllow: /x/", ["/x/a"], ["/x/page.html"]),
+        ("Disallow: /x\nAllow: /x/", ["/x/", "/x/y"], ["/x"]),
+        ("Allow: /page\nDisallow: /*.html", ["/page"], ["/page.html"]),
+        ("Allow: /x/page.\nDisallow: /*.html", ["/x/page.html"], ["/x/y.html"]),
+        ("Disallow: /foo/quz#qux\nAllow: /", ["/foo/bar"], ["/foo/quz"]),
+        ("Disallow: /foo/bar$\nAllow: /foo/bar/qux", ["/foo/bar/baz"], ["/foo/bar"]),
         ("Disallow: /a?b=*&c", ["/a?b=1"], ["/a?b=1&c"]),
         ("Disallow: /foo/bar/%E3%83%84", [], ["/foo/bar/ツ", "/foo/bar/%e3%83%84"]),
         ("Disallow: /foo/bar/%62%61%7A", [], ["/foo/bar/baz"]),
@@ -73,11 +81,23 @@ def test_the_crawl_delay_of_our_group_is_known(value, seconds):
     assert parse_rules(text, "curation").crawl_delay_s == seconds
 
 
+def wildcards(number):
+    return "".join(f"Disallow: /*ab{n}\n" for n in range(number))
+
+
+def test_a_long_url_that_many_wildcards_would_be_tried_on_is_refused():
+    text = "User-agent: *\n" + wildcards(MAX_WILDCARD_RULES)
+
+    assert allows(text, "/" + "a" * 400)
+    assert not allows(text, "/" + "a" * 8000)
+
+
 def test_agents_in_a_row_cost_nothing_and_rules_built_to_take_forever_are_refused():
-    many = parse_rules("User-agent: a\n" * 10_000 + "User-agent: curation\n" + "Disallow: /x\n" * 10_000, "curation")
+    rules = "".join(f"Disallow: /x{number}\n" for number in range(10_000))
+    many = parse_rules("User-agent: a\n" * 10_000 + "User-agent: curation\n" + rules, "curation")
     assert many.num_rules == 10_000
 
     with pytest.raises(LinkError) as refused:
-        parse_rules("User-agent: *\n" + "Disallow: /*a*b\n" * (MAX_WILDCARD_RULES + 1), "curation")
+        parse_rules("User-agent: *\n" + wildcards(MAX_WILDCARD_RULES + 1), "curation")
 
     assert refused.value.reason == "robots"

@@ -142,6 +142,10 @@ OTHER = {  # values that are other than the default, and allowed
     "dedup.backend": "exact",
 }
 SHAPES_NOTHING = {
+    "crawl.max_download_bytes": "what is larger stops the crawl",
+    "crawl.input_attempts": "how patiently",
+    "crawl.input_backoff_s": "how patiently",
+    "crawl.input_timeout_s": "how patiently",
     "fetch.user_agent": "how politely",
     "fetch.concurrency": "how fast",
     "fetch.host_concurrency": "how fast",

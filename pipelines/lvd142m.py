@@ -85,6 +85,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            told=lambda config: {"consent": json.dumps(plain(config.fetch.consent), sort_keys=True)},
             check=_check_fetch,
         ),
     )

@@ -145,7 +145,11 @@ def _with_positions(tables: Iterable[pa.Table], position: int = 0) -> Iterator[p
 
 
 def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> Iterator[pa.Table]:
-    """Yield what all parts found; positions go on from part to part."""
+    """Yield what all parts found; positions go on from part to part.
+
+    Raises:
+        CorruptError: A part is damaged; the next run reads all of them again.
+    """
     start = 0
     for number, marker in sorted(markers.items()):
         end = start
@@ -156,7 +160,7 @@ def _all_found(context: Context, unit: Unit, markers: Mapping[int, Marker]) -> I
                     end = max(end, last + 1)
                     yield table
         except (pa.ArrowException, OSError, CorruptError) as error:
-            context.run.forget(parts_of(unit.collection), _reading(unit).key, number)
+            context.run.remove_folder(parts_of(unit.collection))
             raise CorruptError(
                 f"{context.run.url}: part {number} of the crawl is damaged; run again: {error}"
             ) from error

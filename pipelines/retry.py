@@ -30,7 +30,7 @@ TRANSIENT = (
     *("http_408", "http_425", "http_429", "http_5xx"),
 )
 _FAMILIES = ("http_4xx", "http_5xx")
-_ROW_BITS, _REASON_BITS = 24, 12  # of 64; the rest is the shard
+_ROW_BITS, _REASON_BITS = 27, 10  # of 64; the rest is the shard, whose number has eight digits
 
 
 @dataclass

@@ -6,7 +6,7 @@ what it would load, and ``src`` otherwise. ``data:`` and SVG are skipped and cou
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -65,20 +65,20 @@ def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> P
     """
     page = html.encode("utf-8", "replace") if isinstance(html, str) else html
     refuse_costly(page)
-    tree = LexborHTMLParser(page)
-    base = _base(tree, page_url)
+    found: dict[str, list[LexborNode]] = {"img": [], "base": [], "meta": []}
+    for node in LexborHTMLParser(page).css("img, amp-img, base[href], meta[content]"):  # one walk over the tree
+        found["img" if node.tag == "amp-img" else node.tag].append(node)
+    base = _base(found["base"], page_url)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()
-    for node in tree.css("img, amp-img"):
+    for node in found["img"]:
         url = first_address(_candidates(node), base, skipped)
         if url is not None:
             urls.setdefault(url)
-    return PageImages(tuple(urls), skipped, _opt_out(tree, agent_token))
-
-
-def _opt_out(tree: LexborHTMLParser, agent_token: str) -> str | None:
-    metas = [node.attributes for node in tree.css("meta[content]")]
-    return opt_out_of_metas([((meta.get("name") or ""), meta.get("content") or "") for meta in metas], agent_token)
+    metas = [
+        (meta.get("name") or "", meta.get("content") or "") for meta in (node.attributes for node in found["meta"])
+    ]
+    return PageImages(tuple(urls), skipped, opt_out_of_metas(metas, agent_token))
 
 
 def opt_out_of_metas(metas: Iterable[tuple[str, str]], agent_token: str) -> str | None:
@@ -89,13 +89,13 @@ def opt_out_of_metas(metas: Iterable[tuple[str, str]], agent_token: str) -> str 
     return opt_out_of(robots, "1" if reserved else None, agent_token)
 
 
-def _base(tree: LexborHTMLParser, page_url: str | None) -> str | None:
-    for node in tree.css("base[href]"):
-        try:
-            return normalise(node.attributes.get("href") or "", page_url)
-        except LinkError:
-            break  # like browsers: a broken first base counts as none
-    return page_url
+def _base(nodes: Sequence[LexborNode], page_url: str | None) -> str | None:
+    if not nodes:
+        return page_url
+    try:
+        return normalise(nodes[0].attributes.get("href") or "", page_url)
+    except LinkError:
+        return page_url  # like browsers: a broken first base counts as none
 
 
 def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[str]) -> str | None:

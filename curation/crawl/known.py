@@ -1,7 +1,8 @@
 """The URLs that a collection has already, on scratch disk: which rows of a later list are new.
 
-Holds 16 bytes a URL, in sorted files of a 256th each, mapped one at a time: a billion URLs take 16 GB of disk and 64 MB
-of memory. That two of a billion URLs have the same 16 bytes is out of the question.
+Holds 16 bytes a URL, in 256 sorted files that are mapped: a billion URLs take 16 GB of disk, 64 MB of memory while one
+file is sorted, and what the page cache can spare. That two of a billion URLs have the same 16 bytes is out of the
+question.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ _BUCKETS = 256
 _KEY_BYTES = 16
 _HELD = 500_000
 
+Keys = npt.NDArray[np.bytes_]
+
 
 class KnownUrls:
     """A set of URLs.
@@ -27,7 +30,7 @@ class KnownUrls:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         self._paths = [folder / f"{bucket:03d}" for bucket in range(_BUCKETS)]
-        self._waiting: list[npt.NDArray[np.bytes_]] = []
+        self._waiting: list[Keys] = []
         self._is_sorted = False
 
     def add(self, urls: Iterable[str]) -> None:
@@ -43,9 +46,10 @@ class KnownUrls:
             self._write()
 
     def _write(self) -> None:
-        for bucket, keys in _by_bucket(np.concatenate([*self._waiting, _keys(())])):
+        keys = np.concatenate([*self._waiting, _keys(())])
+        for bucket, rows in _by_bucket(keys):
             with self._paths[bucket].open("ab") as stream:
-                stream.write(keys.tobytes())
+                stream.write(keys[rows].tobytes())
         self._waiting.clear()
 
     def new(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -54,37 +58,37 @@ class KnownUrls:
         Args:
             tables: With a column ``url``, without nulls.
         """
+        held = self._sorted()
+        for table in tables:
+            keys = _keys(table.column("url").to_pylist())
+            known = np.zeros(len(keys), bool)
+            for bucket, rows in _by_bucket(keys):
+                if len(held[bucket]):
+                    place = np.minimum(np.searchsorted(held[bucket], keys[rows]), len(held[bucket]) - 1)
+                    known[rows] = held[bucket][place] == keys[rows]
+            yield table.filter(pa.array(~known))
+
+    def _sorted(self) -> list[Keys]:
+        """Return the keys of each bucket, sorted where they lie."""
         if not self._is_sorted:
             self._is_sorted = True
             self._write()
             for path in filter(Path.exists, self._paths):
                 np.memmap(path, f"S{_KEY_BYTES}", "r+").sort()
-        for table in tables:
-            keys = _keys(table.column("url").to_pylist())
-            known = np.zeros(len(keys), bool)
-            buckets = _buckets(keys)
-            for bucket in np.unique(buckets).tolist():
-                if self._paths[bucket].exists():
-                    here = buckets == bucket
-                    held = np.memmap(self._paths[bucket], f"S{_KEY_BYTES}", "r")
-                    place = np.minimum(np.searchsorted(held, keys[here]), len(held) - 1)
-                    known[here] = held[place] == keys[here]
-            yield table.filter(pa.array(~known))
+        nothing = _keys(())
+        return [np.memmap(path, f"S{_KEY_BYTES}", "r") if path.exists() else nothing for path in self._paths]
 
 
-def _keys(urls: Iterable[str]) -> npt.NDArray[np.bytes_]:
+def _keys(urls: Iterable[str]) -> Keys:
     digests = (hashlib.blake2b(url.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest() for url in urls)
     return np.array(bytearray(b"".join(digests)), np.uint8).view(f"S{_KEY_BYTES}")
 
 
-def _buckets(keys: npt.NDArray[np.bytes_]) -> npt.NDArray[np.uint8]:
-    return keys.view(np.uint8).reshape(-1, _KEY_BYTES)[:, 0]
-
-
-def _by_bucket(keys: npt.NDArray[np.bytes_]) -> Iterator[tuple[int, npt.NDArray[np.bytes_]]]:
+def _by_bucket(keys: Keys) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Yield each bucket and the places of its keys."""
     if not len(keys):
         return
-    buckets = _buckets(keys)
+    buckets = keys.view(np.uint8).reshape(-1, _KEY_BYTES)[:, 0]
     order = np.argsort(buckets, kind="stable")
     different, starts = np.unique(buckets[order], return_index=True)
-    yield from zip(different.tolist(), np.split(keys[order], starts[1:]), strict=True)
+    yield from zip(different.tolist(), np.split(order, starts[1:]), strict=True)

@@ -159,7 +159,8 @@ def unique(
     held: list[pa.Table] = []
     num_bytes = 0
     for table in rows:
-        held.append(table)
+        if table.num_rows:
+            held.append(table)
         num_bytes += table.nbytes
         if num_bytes < held_bytes:
             continue

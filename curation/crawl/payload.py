@@ -6,12 +6,11 @@ and the bytes may be wrong, cut short, or decoded already. What can be read is r
 
 import io
 import zlib
-from collections.abc import Callable
 
 import pyarrow as pa
 
 _MAX_SIZE_LINE = 256
-_BLOCK_BYTES = 1 << 16
+_STEP_BYTES = 1 << 12
 _GZIP = b"\x1f\x8b"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 
@@ -62,38 +61,45 @@ def _hexadecimal(text: bytes) -> int | None:
 
 def _unpacked(body: bytes, encoding: str, max_bytes: int) -> tuple[bytes, bool]:
     if encoding in ("gzip", "x-gzip") and body.startswith(_GZIP):
-        return _read(lambda: pa.CompressedInputStream(io.BytesIO(body), "gzip"), max_bytes)
-    if encoding == "zstd" and body.startswith(_ZSTD):
-        return _read(lambda: pa.CompressedInputStream(io.BytesIO(body), "zstd"), max_bytes)
-    if encoding == "br" and body:
-        unpacked, whole = _read(lambda: pa.CompressedInputStream(io.BytesIO(body), "brotli"), max_bytes)
-        return (unpacked, whole) if unpacked else (body, True)  # brotli has no signature
+        return _inflated(body, 16 + zlib.MAX_WBITS, max_bytes)
     if encoding == "deflate" and body:
-        unpacked, whole = _inflated(body, max_bytes)
+        is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+        unpacked, whole = _inflated(body, zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS, max_bytes)
         return (unpacked, whole) if unpacked else (body, True)
+    if encoding == "zstd" and body.startswith(_ZSTD):
+        return _decompressed(body, "zstd", max_bytes)
+    if encoding == "br" and body:
+        unpacked, whole = _decompressed(body, "brotli", max_bytes)
+        return (unpacked, whole) if unpacked else (body, True)  # brotli has no signature
     return body, True
 
 
-def _read(unpack: Callable[[], pa.NativeFile], max_bytes: int) -> tuple[bytes, bool]:
-    """Read blocks up to the limit or to the damage."""
+def _inflated(body: bytes, window_bits: int, max_bytes: int) -> tuple[bytes, bool]:
+    """Inflate in small steps, so that what is before the damage is kept."""
+    inflate = zlib.decompressobj(window_bits)
+    unpacked = bytearray()
+    rest = memoryview(body)
+    waiting = b""
+    try:
+        while not inflate.eof and len(unpacked) < max_bytes and (waiting or rest):
+            if not waiting:
+                waiting, rest = bytes(rest[:_STEP_BYTES]), rest[_STEP_BYTES:]
+            unpacked += inflate.decompress(waiting, max_bytes - len(unpacked))
+            waiting = inflate.unconsumed_tail
+    except zlib.error:
+        return bytes(unpacked), False
+    return bytes(unpacked), inflate.eof or len(unpacked) >= max_bytes
+
+
+def _decompressed(body: bytes, codec: str, max_bytes: int) -> tuple[bytes, bool]:
     unpacked = bytearray()
     try:
-        stream = unpack()
-        while len(unpacked) < max_bytes:
-            block = stream.read(_BLOCK_BYTES)
-            if not block:
-                return bytes(unpacked), True
-            unpacked += block
+        with pa.CompressedInputStream(io.BytesIO(body), codec) as stream:
+            while len(unpacked) < max_bytes:
+                block = stream.read(min(_STEP_BYTES, max_bytes - len(unpacked)))
+                if not block:
+                    break
+                unpacked += block
     except OSError:
         return bytes(unpacked), False
-    return bytes(unpacked[:max_bytes]), True
-
-
-def _inflated(body: bytes, max_bytes: int) -> tuple[bytes, bool]:
-    is_zlib = body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
-    inflate = zlib.decompressobj(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
-    try:
-        unpacked = inflate.decompress(body, max_bytes)
-    except zlib.error:
-        return b"", False
-    return unpacked, inflate.eof or len(unpacked) == max_bytes
+    return bytes(unpacked), True

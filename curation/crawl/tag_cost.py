@@ -5,6 +5,8 @@ stack of open elements is searched): 10,000 of either take 0.2 s, 40,000 take 3 
 million. The deepest of 130 real pages has, counted as here, some 1,100 open tags.
 """
 
+import re
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,6 +20,7 @@ MAX_WORK = 500_000_000  # sum of depths and of squared numbers of attributes; 2 
 # Void elements, and those that the next one closes: they make the tree no deeper.
 _FLAT = b" area base br col embed hr img input link meta param source track wbr li p td th tr dt dd option "
 _RAW_TEXT = b" script style textarea title xmp iframe noembed noframes "
+_WITHOUT_RAW_TEXT = re.compile(rb"<(?:svg|math|select|frameset)", re.IGNORECASE)
 _NAME_BYTES = 10
 _SLOTS = 4096
 
@@ -25,14 +28,15 @@ _SLOTS = 4096
 def refuse_costly(page: bytes) -> None:
     """Refuse a page that is built to take forever.
 
-    Elements like ``<script>`` hold text in HTML and may hold tags inside ``<svg>``; a page must be cheap either way.
+    Elements like ``<script>`` hold text in HTML and may hold tags inside ``<svg>``: a page that has such places must
+    be cheap either way.
 
     Raises:
         LinkError: With reason ``bad_page``.
     """
     if page.count(b"<") * 8 < MAX_ATTRIBUTES and len(page) < MAX_ATTRIBUTES:
         return
-    for honour_raw_text in (True, False):
+    for honour_raw_text in (True, False) if _WITHOUT_RAW_TEXT.search(page) else (True,):
         depth, attributes, work = _scan(np.frombuffer(page, np.uint8), _FLAT_NAMES, _RAW_NAMES, honour_raw_text)
         if depth > MAX_OPEN_TAGS:
             raise LinkError("bad_page", f"more than {MAX_OPEN_TAGS} open tags")

@@ -8,6 +8,7 @@ Fragments and default ports are dropped. Left out: queries are always encoded as
 import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import idna
 
@@ -24,6 +25,7 @@ _TAB_AND_NEWLINES = str.maketrans("", "", "\t\n\r")
 _FORBIDDEN_IN_HOST = re.compile(r"[\x00-\x20#/:<>?@\[\\\]^|%\x7f]")
 _IN_PATH = frozenset(b' "#<>?^`{}')
 _IN_QUERY = frozenset(b" \"#<>'")
+_IS_PLAIN = re.compile(r"[A-Za-z0-9\-._~!$%&()*+,;=:@/\[\]|]*")  # as it stands in a path and in a query
 _SINGLE_DOT = frozenset({".", "%2e"})
 _DOUBLE_DOT = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 
@@ -83,7 +85,7 @@ def parse(text: str, base: str | None = None) -> WebUrl:
     if len(text) > MAX_URL_CHARS:
         raise LinkError("bad_url", f"longer than {MAX_URL_CHARS} characters")
     text = text.partition("#")[0]
-    origin = None if base is None else parse(base)
+    origin = None if base is None else _parsed(base)
     found = _SCHEME.match(text)
     scheme, rest = (found[1].lower(), text[found.end() :]) if found else ("", text)
     if found and scheme not in DEFAULT_PORTS:
@@ -99,6 +101,9 @@ def parse(text: str, base: str | None = None) -> WebUrl:
     if address.startswith("//"):
         return _absolute(origin.scheme, address.lstrip("/"), query)
     return _relative(origin, address, query)
+
+
+_parsed = lru_cache(1 << 10)(parse)  # of pages, which have many links
 
 
 def _absolute(scheme: str, address: str, query: str | None) -> WebUrl:
@@ -128,6 +133,7 @@ def _split_port(authority: str, scheme: str) -> tuple[str, int]:
     return host, int(digits)
 
 
+@lru_cache(1 << 14)
 def parse_host(text: str) -> str:
     """Return a host as ``WebUrl.host`` has it.
 
@@ -219,6 +225,8 @@ def _compressed(address: ipaddress.IPv6Address) -> str:
 
 def _path(text: str) -> str:
     """Remove dot segments and encode what must not stand in a path."""
+    if "/." not in text and "/%2" not in text:
+        return "/" + _encode(text[1:], _IN_PATH)
     segments: list[str] = []
     parts = text[1:].split("/")
     for place, part in enumerate(parts):
@@ -238,6 +246,8 @@ def _path(text: str) -> str:
 
 
 def _encode(text: str, escaped: frozenset[int]) -> str:
+    if _IS_PLAIN.fullmatch(text):
+        return text
     # Bytes of a header that are not UTF-8 arrive as surrogate escapes, and leave as the bytes they were.
     try:
         data = text.encode("utf-8", "surrogateescape")

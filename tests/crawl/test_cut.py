@@ -121,3 +121,15 @@ def test_no_links_make_one_empty_shard(tmp_path):
 
 def test_urls_that_are_no_unicode_text_are_no_reason_to_fail(tmp_path):
     assert shards([Link("https://h.example/ü\u202e.jpg"), *local(1)], config(1), tmp_path)
+
+
+@pytest.mark.parametrize(("spread", "rows", "shared"), [(1, 20, 1), (4, 20, 4), (4, 3, 7), (4, 9000, 1)])
+def test_each_row_says_how_many_shards_share_its_host(tmp_path, spread, rows, shared):
+    links = [*web(2000, hosts=1), *(Link(f"https://small{n}.example/") for n in range(20)), *local(5)]
+
+    found = [row for table in cut(tables(links), config(rows, spread), tmp_path) for row in table.to_pylist()]
+
+    counts = {row["host_shards"] for row in found if "host0" in row["url"]}
+    assert counts == {shared}  # 7: a shard holds no more than 100 times its rows of one host
+    assert {row["host_shards"] for row in found if "small" in row["url"]} == {1}
+    assert {row["host_shards"] for row in found if row["source_kind"] == "file"} == {None}

@@ -1,5 +1,6 @@
 """Inputs that grow: only links that are not there yet are fetched, into new shards."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from curation.errors import InputError, UsageError
 from curation.pipelines.driver import Noted, Request, Warned
+from curation.pipelines.process_runner import ProcessRunner
 from curation.store import Run
 
 EXTEND = Request("fetch", extend=True)
@@ -153,3 +155,27 @@ def test_a_run_that_grew_before_it_was_curated_says_the_same_as_one_that_had_all
     funnels = [json.loads((folder / "manifest.json").read_text())["funnel"] for folder in (run, tmp_path / "at once")]
     assert funnels[0] == funnels[1]
     assert pq.read_table(run / "manifest.parquet").num_rows > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["processes", "ray"])
+def test_runs_grow_on_any_runner(kind, flaky_site, images, bring, tmp_path, request):
+    paths = flaky_site.add(images / "pool")[:12]
+    tree = flaky_site.tree(paths[:8], rows=4)
+    bad = flaky_site.images[paths[3]]
+    (tmp_path / "hashes.txt").write_text(hashlib.sha256(bad).hexdigest())
+    tree["fetch"]["blocked_hashes"] = [str(tmp_path / "hashes.txt")]
+    runner = request.getfixturevalue("ray_runner") if kind == "ray" else ProcessRunner(2)
+    flaky_site.failing = dict.fromkeys(paths[2:5], 502)
+    bring(tmp_path / "run", tree, Request("fetch"), runner)
+    flaky_site.failing = {}
+    tree["pool"]["inputs"].append({"kind": "urls", "urls": [flaky_site.url + path for path in paths]})
+
+    bring(tmp_path / "run", tree, Request("fetch", retry=("all",)), runner)
+
+    if kind == "processes":
+        runner.close()
+    assert flaky_site.hits == dict.fromkeys(paths, 1) | dict.fromkeys(paths[2:5], 2)
+    assert sorted(filter(None, urls_of(tmp_path / "run"))) == sorted(
+        flaky_site.url + path for path in [*paths, paths[2], paths[4]] if path != paths[3]
+    )

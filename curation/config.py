@@ -122,7 +122,14 @@ class ImagesConfig(Settings):
 class CrawlConfig(Settings):
     """Settings of the ``crawl`` stage."""
 
-    host_spread: int = Field(4, ge=1, description="At most this many shards share one host.")
+    host_spread: int = Field(
+        4,
+        ge=1,
+        description=(
+            "A host with many links is spread over this many shards, and over more only where a shard would hold more "
+            "than 100 times shards.rows of its links."
+        ),
+    )
     max_page_bytes: int = Field(10_000_000, ge=1_000, description="Pages are read up to this size.")
     max_pages_per_link: int = Field(
         10_000, ge=1, description="Pages kept of an image that more pages than this show: the first by their URL."

@@ -77,7 +77,8 @@ def inspect_pixels(data: bytes, limits: ImagesConfig) -> ImageInfo:
     with _opened(data, limits) as (image, orientation):
         info = _info(image, orientation)
         _load(image, 1)
-        upright_srgb(image, orientation)
+        if image.mode not in ("RGB", "L") or "icc_profile" in image.info:  # else nothing could go wrong later on
+            upright_srgb(image, orientation)
         return info
 
 

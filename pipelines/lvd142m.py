@@ -1,6 +1,7 @@
 """The plan of LVD-142M: every stage, its steps, and what shapes their output."""
 
 import hashlib
+import json
 from typing import Any
 
 from curation import __version__, schema
@@ -14,7 +15,7 @@ from curation.models.weights import HF_PREFIX, TIMM_PREFIX
 from curation.pipelines.context import Context
 from curation.pipelines.dedup_steps import UNIQUE, deduplicate
 from curation.pipelines.faces_stage import faces_stage
-from curation.pipelines.freshness import assess
+from curation.pipelines.freshness import assess, collections
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.step_settings import limits, plain
@@ -84,6 +85,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            told=lambda config: {"consent": json.dumps(plain(config.fetch.consent), sort_keys=True)},
             check=_check_fetch,
         ),
     )
@@ -440,11 +442,21 @@ def _manifest(context: Context) -> ManifestStage:
         "version": __version__,
         "weights": weights,
         "accept_licenses": list(context.config.accept_licenses),
-        "consent": {**plain(context.config.fetch.consent), "user_agent": context.config.fetch.user_agent},
+        "consent": {**_consent(context, plan), "user_agent": context.config.fetch.user_agent},
         "config": context.config.model_dump(mode="json"),
         "made_with_other_settings": _kept_stale(context, plan),
     }
     return ManifestStage(context.config, verdicts, provenance)
+
+
+def _consent(context: Context, plan: Plan) -> dict[str, bool]:
+    """Return which checks of ``fetch.consent`` are on, and were whenever an image was fetched."""
+    found = [plain(context.config.fetch.consent)]
+    for collection in collections(context, plan.step("fetch")):
+        markers = context.run.markers(collection, "fetch").values()
+        texts = {marker.inputs["setting consent"] for marker in markers if "setting consent" in marker.inputs}
+        found += [json.loads(text) for text in sorted(texts)]
+    return {name: all(checks.get(name, True) for checks in found) for name in found[0]}
 
 
 def _kept_stale(context: Context, plan: Plan) -> dict[str, list[str]]:

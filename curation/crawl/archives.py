@@ -180,3 +180,6 @@ class _Watched:
     def tell(self) -> int:
         """Return the place of the next byte."""
         return self._stream.tell()
+
+    def close(self) -> None:
+        """Leave the stream open: it is its opener's."""

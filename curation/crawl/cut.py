@@ -80,7 +80,7 @@ class _Spread:
                 continue
             found = counts.group_by("host_hash").aggregate([("num_rows", "sum")])
             num_rows = found.column("num_rows_sum").to_numpy()
-            wanted = np.minimum(-(-num_rows * spread // rows), spread)
+            wanted = np.minimum(-(-num_rows * spread // rows), np.minimum(spread, num_rows))
             wanted = np.minimum(np.maximum(wanted, -(-num_rows // (_HOST_ROWS * rows))), num_shards)
             is_heavy = wanted > 1
             heavy.append(found.column("host_hash").to_numpy()[is_heavy])

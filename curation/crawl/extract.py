@@ -67,7 +67,7 @@ def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> P
     refuse_costly(page)
     found: dict[str, list[LexborNode]] = {"img": [], "base": [], "meta": []}
     for node in LexborHTMLParser(page).css("img, amp-img, base[href], meta[content]"):  # one walk over the tree
-        found["img" if node.tag == "amp-img" else node.tag].append(node)
+        found[node.tag if node.tag in ("base", "meta") else "img"].append(node)
     base = _base(found["base"], page_url)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()

@@ -87,7 +87,7 @@ def _text(data: BinaryIO) -> TextIO:
     head = data.read(2)
     data.seek(0)
     codec = _PACKED.get(head)
-    raw = data if codec is None else io.BufferedReader(pa.CompressedInputStream(data, codec))  # type: ignore[arg-type]
+    raw = data if codec is None else io.BufferedReader(pa.CompressedInputStream(data, codec))
     return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
 

@@ -53,7 +53,7 @@ def _names(listed: bytes) -> npt.NDArray[np.uint64]:
         for byte in name:
             code = code * 31 + byte
         found.append(code)
-    return np.array(sorted(found), dtype=np.uint64)
+    return np.array(found, dtype=np.uint64)
 
 
 _FLAT_NAMES = _names(_FLAT)
@@ -95,7 +95,7 @@ def _scan(
         if place == start or (inside != 0 and not (closing and name == inside)):
             continue
         slot = np.int64(name % np.uint64(_SLOTS))
-        is_flat = flat[min(np.searchsorted(flat, name), len(flat) - 1)] == name
+        is_flat = bool((flat == name).any())
         if closing:
             inside = np.uint64(0)
             if opened[slot] > 0 and not is_flat:
@@ -128,6 +128,6 @@ def _scan(
             place += 1
         most_attributes = max(most_attributes, attributes)
         work += attributes * attributes
-        if honour_raw_text and not closing and raw[min(np.searchsorted(raw, name), len(raw) - 1)] == name:
+        if honour_raw_text and not closing and (raw == name).any():
             inside = name
     return most_depth, most_attributes, work

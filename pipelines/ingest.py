@@ -69,6 +69,7 @@ def read(context: Context, unit: Unit) -> int:
                 raise InterruptedError
             writer.write_table(table)
             num_rows += table.num_rows
+            context.on_rows(table.num_rows)
     made = Marker(
         fingerprint=unit.fingerprint,
         digest="",

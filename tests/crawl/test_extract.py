@@ -1,3 +1,5 @@
+import random
+
 import pytest
 
 from curation.crawl.charset import decode_html
@@ -136,3 +138,21 @@ def test_srcset_candidates(srcset, expected):
 )
 def test_pages_are_decoded_by_what_they_say_they_are(data, content_type, expected):
     assert decode_html(data, content_type) == expected
+
+
+def test_mutilated_pages_give_addresses_of_the_web_and_no_error():
+    drawn = random.Random(0)
+    whole = (
+        "<!doctype html><base href=/b/><meta name=robots content='noai'><svg><style><img src=s></style></svg>"
+        "<picture><source srcset='a 1x, b 2x'><img src='c' data-src=\"d\" srcset=e></picture><script>'<img>'</script>"
+        "<table><td><img src=&#x2f;x&amp;y><noscript><img src=//h/é></noscript><select><img src=f></select><!-- x -->"
+    )
+    for _ in range(2000):
+        page = bytearray(whole.encode())
+        for _ in range(drawn.randrange(1, 30)):
+            place = drawn.randrange(len(page))
+            page[place : place + drawn.randrange(3)] = drawn.choice(
+                [b"<", b">", b"'", b'"', b"=", b"\0", b"\xff", b"&#"]
+            )
+        images = extract(bytes(page), PAGE)
+        assert all(url.startswith(("http://", "https://")) for url in images.urls)

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from curation.pipelines.context import Context
     from curation.pipelines.driver import Runner
     from curation.pipelines.plan import Plan
+    from curation.pipelines.worker_process import Spawner
 
+_STARTED_AHEAD = 2  # workers that get ready while this process does; not all, there may be nothing to do
 _STAGES = "crawl fetch pca_hash nsfw faces sscd dedup embed index cluster retrieve manifest"
 _EXAMPLES = """examples:
   curate demo                                        see everything work on a small website
@@ -60,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from curation.pipelines.worker_process import Spawner
+
+    with closing(Spawner()) as spawner:
+        if options.runner == "local" and options.ray_address is None:
+            spawner.start_ahead(min(options.workers, _STARTED_AHEAD))
+        return _bring_up(options, spawner)
+
+
+def _bring_up(options: argparse.Namespace, spawner: "Spawner") -> int:
     from curation.pipelines.driver import Request, bring_up, redo_cost
     from curation.pipelines.publish import publish
     from curation.progress import reporter
@@ -73,7 +84,7 @@ def _run(options: argparse.Namespace) -> int:
         return 1
     retry = tuple(name for names in options.retry for name in names.split(","))
     request = Request(options.stage, options.only, redo, options.refit, retry, options.extend)
-    with _interruptible(context), _runner(options, context) as runner, reporter(sys.stderr) as report:
+    with _interruptible(context), _runner(options, context, spawner) as runner, reporter(sys.stderr) as report:
         bring_up(context, plan, request, runner, report)
     published = publish(context)
     if published is not None and options.stage == "manifest":
@@ -366,7 +377,7 @@ def _interruptible(context: "Context") -> _Stop:
 
 
 @contextmanager
-def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner]":
+def _runner(options: argparse.Namespace, context: "Context", spawner: "Spawner | None" = None) -> "Iterator[Runner]":
     """Yield the runner that the options ask for; its workers or its cluster end with the block."""
     in_memory = context.run.url.startswith("memory:")
     if options.ray_address is not None or options.runner == "ray":
@@ -386,7 +397,7 @@ def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner
     else:
         from curation.pipelines.process_runner import ProcessRunner
 
-        with closing(ProcessRunner(options.workers)) as process_runner:
+        with closing(ProcessRunner(options.workers, spawner)) as process_runner:
             yield process_runner
 
 

@@ -197,7 +197,7 @@ class FetchConfig(Settings):
         "curation/0.1 (+https://github.com/curation-project/curation; image dataset research)",
         min_length=1,
         pattern=r"^[\x20-\x7e]+$",
-        description="Sent with each request; its first word is matched in robots.txt.",
+        description="Sent with each request; robots.txt knows it by its first word, or the one behind `(compatible;`.",
     )
     allow_private_addresses: bool = Field(
         False, description="Connect to loopback and private addresses; only for tests and intranets."

@@ -140,7 +140,8 @@ def bring_up(
                     is_read |= {name for name in collections(context, step) if not is_crawled(context, name)}
                 _bring_up_step(context, plan, step, request, growth, runner, on_event)
                 _check_stop(context, lease, asked)
-                if step == grows_behind and _grow(context, plan, request, growth, is_read, runner, on_event):
+                grown = _grow(context, plan, request, growth, is_read, runner, on_event) if step == grows_behind else ()
+                for _ in grown:
                     _check_stop(context, lease, asked)
                     _bring_up_step(context, plan, step, request, growth, runner, on_event)
                     _check_stop(context, lease, asked)
@@ -164,20 +165,26 @@ def _grow(
     is_read: set[str],
     runner: Runner,
     on_event: Callable[[Event], None],
-) -> bool:
-    """Add the shards that a request asks for to what is fetched; return whether there are any."""
+) -> Iterator[None]:
+    """Add the shards that a request asks for to what is fetched; yield where the caller is to fetch them.
+
+    Links to try again and new links may be of one host: it is asked for one kind after the other, at its rate.
+    """
     grew = False
     for is_more, message in growth.retry():
         grew |= is_more
         on_event(Noted(message))
+    if grew:
+        yield
     units = growth.extensions(but=is_read)
     if units and request.only and request.stage not in ("crawl", "fetch"):
         raise UsageError(f"--only {request.stage}: inputs were added since the crawl; leave out --only")
-    crawl = plan.step("crawl")
-    for done in crawl_parts.run(runner, context, plan, crawl, units):
+    grew = False
+    for done in crawl_parts.run(runner, context, plan, plan.step("crawl"), units):
         on_event(Noted(f"{done.unit.collection}: {done.num_rows:,} new links"))
         grew |= done.num_rows > 0
-    return grew
+    if grew:
+        yield
 
 
 def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = "manifest") -> list[str]:

@@ -25,7 +25,6 @@ from curation.pipelines.context import Context
 from curation.pipelines.extension import extend
 from curation.pipelines.redact import record, redact
 from curation.pipelines.retry import retried_rows
-from curation.pipelines.step_settings import plain
 from curation.pipelines.units import Reading, Unit, crawl_marker
 from curation.store import Marker
 from curation.tars import TarWriter
@@ -40,8 +39,8 @@ def inputs_of(config: RunConfig, collection: str) -> Sequence[InputConfig]:
 
 
 def input_names(inputs: Sequence[InputConfig]) -> list[str]:
-    """Return a name for what each input's settings say."""
-    return [fingerprint(plain(entry)) for entry in inputs]
+    """Return a name for what each input's settings say; settings that later versions have change none."""
+    return [fingerprint(entry.model_dump(mode="json", exclude_defaults=True)) for entry in inputs]
 
 
 def read(context: Context, unit: Unit) -> int:

@@ -8,6 +8,7 @@ from curation import __version__, schema
 from curation.config import EmbedConfig, RunConfig
 from curation.crawl.blocked import blocked_images
 from curation.crawl.policy import UrlPolicy, policy_settings
+from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
@@ -62,6 +63,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "crawl": plain(
                     config.crawl, "max_download_bytes", "input_attempts", "input_backoff_s", "input_timeout_s"
                 ),
+                "agent": product_token(config.fetch.user_agent),  # pages may address it
             },
         ),
         Step(
@@ -83,6 +85,7 @@ def _bring_in() -> tuple[Step, ...]:
                 "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            told=lambda config: {"consent": json.dumps(plain(config.fetch.consent), sort_keys=True)},
             check=_check_fetch,
         ),
     )

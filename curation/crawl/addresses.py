@@ -9,6 +9,7 @@ connects.
 """
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import time
@@ -117,11 +118,15 @@ def _is_local_name(host: str) -> bool:
 
 
 def checked_socket(allow: Callable[[IPAddress], bool]) -> Callable[[AddrInfoType], socket.socket]:
-    """Return a factory of sockets that makes none for an address that is not allowed, whoever asks for it."""
+    """Return a factory of sockets that makes none for an address that is not allowed, whoever asks for it.
+
+    The factory raises PermissionError, which counts as an address that cannot be connected to: others are tried.
+    """
 
     def make(info: AddrInfoType) -> socket.socket:
         family, kind, protocol, _, place = info
-        check_host(str(place[0]), allow)
+        if not allow(ipaddress.ip_address(place[0])):
+            raise PermissionError(errno.EACCES, f"{place[0]} is not a public address")
         return socket.socket(family=family, type=kind, proto=protocol)
 
     return make

@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from curation.crawl.domains import registrable_domain
-from curation.crawl.urls import parse_host
+from curation.crawl.hosts import parse_host
 from curation.errors import InputError, LinkError
 from curation.models.weights import default_cache_dir
 

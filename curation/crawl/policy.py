@@ -11,8 +11,9 @@ from typing import Any, Self
 from curation.config import PolicyConfig
 from curation.crawl.domain_lists import DomainSet, list_digests, load_domains
 from curation.crawl.globs import Glob, comparable
+from curation.crawl.hosts import parse_host
 from curation.crawl.tracking import is_tracking_pixel
-from curation.crawl.urls import DEFAULT_PORTS, WebUrl, parse_host
+from curation.crawl.urls import DEFAULT_PORTS, WebUrl
 from curation.errors import InputError, LinkError
 
 # Ports of services that an HTTP request could be made to talk to. Source: Fetch Standard, "bad port".

@@ -25,6 +25,7 @@ MAX_ROBOTS_REDIRECTS = 5
 MAX_WILDCARD_RULES = 5_000
 _UNREACHABLE = frozenset({"dns", "connect", "tls", "policy_address", "bad_url"})
 _ALLOWING = frozenset({"too_many_redirects", "bad_redirect", "empty"})  # as good as no file
+_COMPATIBLE = re.compile(r"\(compatible;\s*([^;)\s]+)", re.IGNORECASE)
 _LINE_ENDS = re.compile(r"\r\n|\r|\n")
 _FIELDS = {
     **dict.fromkeys(("user-agent", "useragent", "user agent"), "user-agent"),
@@ -35,8 +36,13 @@ _FIELDS = {
 
 
 def product_token(user_agent: str) -> str:
-    """Return the name that robots.txt groups are matched with: ``curation`` of ``curation/0.1 (+https://…)``."""
-    return user_agent.split()[0].split("/")[0] if user_agent.strip() else user_agent
+    """Return the name that robots.txt groups are matched with.
+
+    It is ``curation`` of ``curation/0.1 (+https://…)`` and of ``Mozilla/5.0 (compatible; curation/0.1; +https://…)``.
+    """
+    compatible = _COMPATIBLE.search(user_agent)
+    name = compatible[1] if compatible else user_agent
+    return name.split()[0].split("/")[0] if name.strip() else name
 
 
 @dataclass(frozen=True, slots=True)

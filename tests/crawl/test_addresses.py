@@ -87,6 +87,6 @@ def test_what_python_calls_private_is_refused():
 def test_no_socket_is_made_for_an_address_that_is_not_allowed(address, family):
     info = (family, socket.SOCK_STREAM, 0, "", (address, 80))
 
-    with pytest.raises(LinkError):
+    with pytest.raises(PermissionError):
         checked_socket(is_public)(info)
     checked_socket(anything)(info).close()

@@ -56,7 +56,7 @@ def test_an_image_comes_with_its_bytes_and_size(site, settings, make_image):
 def test_every_hostile_answer_has_its_reason_and_good_ones_still_arrive(site, settings):
     paths = [*HOSTILE, *(f"/image/{number}" for number in range(30))]
 
-    results = outcomes(site, settings(timeout_s=1.0), *paths)
+    results = outcomes(site, settings(timeout_s=3.0), *paths)
 
     assert {path: result.reject_reason for path, result in zip(paths, results, strict=True)} == {
         **HOSTILE,

@@ -14,7 +14,9 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 
 from curation import crawl
-from curation.config import FetchConfig, InputConfig, RunConfig
+from curation.config import FetchConfig, ImagesConfig, InputConfig, RunConfig
+from curation.crawl.addresses import CheckedResolver, anything, is_public
+from curation.crawl.fetcher import Fetcher
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import Link
 
@@ -307,6 +309,17 @@ def test_a_name_that_changes_its_mind_is_connected_to_where_it_was_checked(trap)
     reasons([f"http://rebind.example/{number}.jpg" for number in range(10)])
 
     assert set(trap.addresses) == {"93.184.216.34"}
+
+
+@pytest.mark.parametrize("answers", [["127.0.0.1"], ["10.0.0.1", "::1", "127.0.0.1"], ["127.0.0.1", "93.184.216.34"]])
+def test_a_resolver_that_lets_everything_through_is_not_enough_to_connect(trap, answers):
+    resolver = CheckedResolver(anything, lookup=lambda host: answers)
+    fetcher = Fetcher(FetchConfig(retries=0), ImagesConfig(), is_public, resolver)
+
+    (fetched,) = fetcher.fetch_all([Link("http://evil.example/a.jpg")])
+
+    assert fetched.reject_reason == ("http_404" if "93.184.216.34" in answers else "connect")
+    assert set(trap.addresses) == {"93.184.216.34"} & set(answers)
 
 
 def test_no_forged_page_is_visited(trap):

@@ -9,7 +9,10 @@ def allows(text, path, agent="curation"):
     return parse_rules(text, agent).allows(parse(f"https://example.com{path}"))
 
 
-def test_the_first_word_of_the_user_agent_is_its_name():
+def test_the_first_word_of_the_user_agent_is_its_name_or_the_one_that_says_what_it_is():
+    assert product_token("Mozilla/5.0 (compatible; my-bot/2.1; +https://example.com)") == "my-bot"
+    assert product_token("Mozilla/5.0 (compatible;)") == "Mozilla"
+    assert product_token("") == product_token(" ").strip() == ""
     assert product_token("curation/0.1 (+https://example.com; research)") == "curation"
     assert product_token("my-bot (x)") == "my-bot"
 

@@ -238,17 +238,20 @@ def test_purge_leaves_nothing_of_an_image_that_is_listed_later(listed_later, tmp
     assert reasons(run).count("blocklisted") == 1
 
 
-def test_what_purge_leaves_is_fresh_and_can_be_read(listed_later, bring, tmp_path):
-    run, settings, _, row = listed_later
+def test_what_purge_leaves_is_fresh_and_can_be_read(listed_later, bring, block, images, tmp_path):
+    run, settings, path, row = listed_later
+    others = [images / "seeds" / "3.jpg", images / "references" / "0.jpg"]
+    settings = block(settings, *(each.read_bytes() for each in (path, *others)))
     config = parse(RunConfig, settings, "test.yaml")
     context, plan = Context(Run(run), config), build_plan(config)
     with context.run.lease():
-        assert discard(context, plan) == 1
+        assert discard(context, plan) == 3
         assert discard(context, plan) == 0
+    assert places(run, "seeds/3.jpg", "references/0.jpg") == []
 
-    images = [step for step in plan.steps if step.kind in ("fetch", "images")]
+    looking = [step for step in plan.steps if step.kind in ("fetch", "images")]
     states = {
-        (step.name, found.unit.collection): found.state for step in images for found in assess(context, plan, step)
+        (step.name, found.unit.collection): found.state for step in looking for found in assess(context, plan, step)
     }
     assert set(states.values()) <= {"done", "uncovered"}
     events = bring(run, settings)

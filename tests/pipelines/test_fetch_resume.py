@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -42,10 +43,8 @@ def server():
             pass
 
         def handle(self):
-            try:
+            with suppress(ConnectionError):  # the client was killed
                 super().handle()
-            except ConnectionError:
-                pass  # the client was killed
 
     hits = Counter()
     site = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

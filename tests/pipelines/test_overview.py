@@ -402,6 +402,24 @@ def test_hosts_are_counted_with_their_failures(finished: Made) -> None:
     assert pool.image_bytes > 0
 
 
+def test_status_and_report_say_what_became_of_links_and_which_hosts_failed_why(finished: Made) -> None:
+    lines = finished.overview().lines()
+    page = Path(write_report(finished.context, finished.plan)).read_text()
+
+    start = lines.index("  fetched: 12 links")
+    assert [line.split() for line in lines[start + 1 : start + 6]] == [
+        ["image", "10", "83.3", "%"],
+        ["http_404", "1", "8.3", "%"],
+        ["timeout", "1", "8.3", "%"],
+        ["failures", "by", "host:"],
+        ["bad.example", "2", "of", "2", "http_404", "1,", "timeout", "1"],
+    ]
+    assert "<h2>Fetched</h2>" in page
+    assert "http_404 1, timeout 1" in page
+    (pool, *_) = finished.overview().as_dict()["collections"]
+    assert pool["fetch"]["failing"][0]["rejected"] == {"http_404": 1, "timeout": 1}
+
+
 @pytest.mark.parametrize(
     ("url", "host"),
     [

@@ -64,7 +64,8 @@ class Spill:
         self._is_read = True
         path = self._path(bucket)
         if path.exists():
-            with pa.ipc.open_stream(path) as reader:
+            # Not by its path: that would map it, and pages that were read would count as memory in use.
+            with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
                 for batch in reader:
                     yield pa.Table.from_batches([batch])
 

@@ -8,6 +8,7 @@ read from front to back.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from curation.crawl.merge import FOUND, unique
 from curation.spill import MAX_BUCKETS, Spill
 
 _HOST_ROWS = 100
-_GROUP_ROWS = 500_000  # shards are sorted together up to about so many rows
+_SORTED_ROWS = 300_000  # at a time; shards that have more are sorted one by one
 _PLACED = FOUND.append(pa.field("shard", pa.int64()))
 _COUNTS = pa.schema([pa.field("host_hash", pa.uint64()), pa.field("num_rows", pa.int64())])
 
@@ -53,7 +54,7 @@ def cut(tables: Iterable[pa.Table], config: RunConfig, scratch: Path) -> Iterato
     local_shards = -(-num_local // config.shards.rows)
     num_shards = max(1, spread.num_shards + local_shards)
     placed = (_placed(table, spread, local_shards, end) for table in rows.batches(0))
-    yield from _in_order(placed, 0, num_shards, max(1, _GROUP_ROWS // config.shards.rows), scratch / "placed")
+    yield from _in_order(placed, 0, num_shards, scratch / "placed")
 
 
 def _counts(of_web: pa.Table) -> pa.Table:
@@ -114,32 +115,38 @@ def _placed(table: pa.Table, spread: _Spread, local_shards: int, end: int) -> pa
     return table.append_column(_PLACED.field("shard"), pa.array(np.where(is_web, of_web, of_local), pa.int64()))
 
 
-def _in_order(
-    tables: Iterable[pa.Table], first: int, stop: int, shards_at_once: int, scratch: Path
-) -> Iterator[pa.Table]:
+def _in_order(tables: Iterable[pa.Table], first: int, stop: int, scratch: Path) -> Iterator[pa.Table]:
     """Yield the tables of the shards from ``first`` up to, and without, ``stop``.
+
+    Where they have more than ``_SORTED_ROWS`` rows, these are spilled to groups of neighbouring shards first.
 
     Args:
         tables: With the columns of ``_PLACED``, of these shards only.
         first: A shard.
         stop: A shard.
-        shards_at_once: So many are held in memory; if there are more, they are spilled to groups first.
         scratch: A folder of this machine.
     """
-    num_shards = stop - first
-    if num_shards > shards_at_once:
-        groups = min(MAX_BUCKETS, -(-num_shards // shards_at_once))
-        with Spill(scratch, _PLACED, groups) as spill:
-            for table in tables:
-                spill.add(table, (table.column("shard").to_numpy() - first) * groups // num_shards)
-        for group in range(groups):
-            begin, end = (first + -(-edge * num_shards // groups) for edge in (group, group + 1))
-            yield from _in_order(spill.batches(group), begin, end, shards_at_once, scratch / f"{group:02x}")
-            spill.forget(group)
-        return
-    rows = pa.concat_tables([_PLACED.empty_table(), *tables]).combine_chunks()
-    rows = rows.sort_by([("shard", "ascending"), ("position", "ascending"), ("url", "ascending")])
-    shards = rows.column("shard").to_numpy()
+    rows = iter(tables)
+    held = [_PLACED.empty_table()]
+    num_rows, num_shards = 0, stop - first
+    for table in rows:
+        held.append(table)
+        num_rows += table.num_rows
+        if num_rows > _SORTED_ROWS and num_shards > 1:
+            groups = min(MAX_BUCKETS, num_shards)
+            with Spill(scratch, _PLACED, groups) as spill:
+                for more in chain(held, rows):
+                    spill.add(more, (more.column("shard").to_numpy() - first) * groups // num_shards)
+            held.clear()
+            for group in range(groups):
+                begin, end = (first + -(-edge * num_shards // groups) for edge in (group, group + 1))
+                yield from _in_order(spill.batches(group), begin, end, scratch / f"{group:02x}")
+                spill.forget(group)
+            return
+    together = pa.concat_tables(held).combine_chunks()
+    held.clear()
+    together = together.sort_by([("shard", "ascending"), ("position", "ascending"), ("url", "ascending")])
+    shards = together.column("shard").to_numpy()
     for shard in range(first, stop):
         begin, end = np.searchsorted(shards, [shard, shard + 1])
-        yield rows.slice(begin, end - begin).select(schema.CRAWL.schema.names).combine_chunks()
+        yield together.slice(begin, end - begin).select(schema.CRAWL.schema.names).combine_chunks()

@@ -2,7 +2,7 @@
 
 The 1,000 photos of ``photos.parquet`` make 10,000 different files (a comment in each JPEG), so that nothing is stored
 only once. Both sides get the same list of URLs and the same two cores, nginx runs there too, and each side is the whole
-command, from its start to its end. By turns, medians of the rounds; a first round of each warms the disk and counts not.
+command, from its start to its end. By turns, medians of the rounds; a first round warms the disk and does not count.
 
 - ``ratio_vs_img2dataset_stored``: images are decoded to see that they are whole, and stored as they came; the peer
   stores them with ``resize_mode=no``.

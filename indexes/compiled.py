@@ -27,9 +27,9 @@ def compiled(function: F) -> F:
     return cast(F, _Kernel(cast(FunctionType, function), _njit))
 
 
-def intrinsic(function: F) -> F:
+def intrinsic(function: Callable[..., Any]) -> Any:
     """Make a Numba intrinsic of ``function``, for kernels to call; like ``compiled``, when one of them is called."""
-    return cast(F, _Kernel(cast(FunctionType, function), _intrinsic))
+    return _Kernel(cast(FunctionType, function), _intrinsic)
 
 
 class _Kernel:

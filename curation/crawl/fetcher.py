@@ -68,5 +68,5 @@ def _fetched(visited: Visited[Verified]) -> Fetched:
     if error is not None or verified is None:
         reason, detail = ("connect", "") if error is None else (error.reason, error.detail)
         return Fetched(visited.index, None, None, reason, detail=detail, **seen)
-    ids = {"image_id": verified.image_id, "stored_id": verified.stored_id}
-    return Fetched(visited.index, verified.data, verified.info, None, **ids, **seen)
+    seen |= {"image_id": verified.image_id, "stored_id": verified.stored_id}
+    return Fetched(visited.index, verified.data, verified.info, None, **seen)

@@ -185,8 +185,8 @@ class _Pass(Generic[T]):
             if visit is None:
                 visit = _Visit(parse(self._urls[turn.link]))
             outcome: Answer | WebUrl | LinkError = await self._attempt(turn, visit)
-        except LinkError as error:
-            outcome = error
+        except LinkError as refusal:
+            outcome = refusal
         if visit is None:
             self._schedule.finish(turn)
             return Visited(turn.link, None, None, LinkError("bad_url"), 0)
@@ -244,12 +244,13 @@ class _Pass(Generic[T]):
     def _put_checked(self, visited: Visited[T]) -> None:
         """Check an answer, in a thread; whatever happens, the caller hears of it."""
         index, answer, elapsed_ms = visited.index, visited.answer, visited.elapsed_ms
-        value, error = None, None
+        value: T | None = None
+        error: ImageError | LinkError | None = None
         try:
             if answer is not None:
                 value = self._check(answer)
-        except (ImageError, LinkError) as refused:
-            error = refused
+        except (ImageError, LinkError) as refusal:
+            error = refusal
         except BaseException as broken:  # noqa: BLE001  # raised in the thread of the caller
             self.results.put(broken)
             return

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curation.config import InputConfig, RunConfig
 from curation.crawl.img2dataset import SUFFIXES as IMG2DATASET_SUFFIXES
@@ -35,6 +36,8 @@ _SUFFIXES = {
 }
 _FILES_A_PART = {"html": 2_000, "img2dataset": 1_000, "webdataset": 10, "parquet": 10}  # of the others one
 _PAGES_A_PART = 10_000
+_LIST_ROWS_A_PART = 1_000_000  # of Parquet lists; text is read whole
+_MANY_FILES = 256  # so many lists keep all workers busy as they are
 _LISTING = ".paths"
 _MAX_LISTING_BYTES = 1 << 30
 _BATCH_ROWS = 10_000
@@ -52,6 +55,7 @@ class InputPart:
         is_only: They are all that the input has: when they cannot be read there is nothing to go on with.
         folder: Below which the files lie; empty where that does not matter.
         first: Of a list of pages, the first one to visit.
+        row_groups: Of the one file, a Parquet list: the first row group, and the one behind the last; None: all.
         in_turn: Asks hosts for pages: it must not be read beside other such parts, so that hosts are asked politely.
     """
 
@@ -60,6 +64,7 @@ class InputPart:
     is_only: bool
     folder: str = ""
     first: int = 0
+    row_groups: tuple[int, int] | None = None
     in_turn: bool = False
 
 
@@ -86,7 +91,7 @@ def read_part(part: InputPart, source: InputConfig, config: RunConfig, report: R
     """
     if source.kind == "urls" and not source.urls:
         for file in part.files:
-            yield from _or_reason(part, file, read_list(file, source, config, report), report)
+            yield from _or_reason(part, file, read_list(file, source, config, report, part.row_groups), report)
         return
     links = _links(part, source, config, report)
     while batch := list(itertools.islice(links, _BATCH_ROWS)):
@@ -124,9 +129,32 @@ def _parts(place: int, source: InputConfig, config: RunConfig) -> Iterator[Input
         files = list(_listed(source, config))
     else:
         files = files_of(source.path, _SUFFIXES[source.kind], source.kind)
+    if source.kind == "urls" and len(files) < _MANY_FILES:
+        for file in files:
+            for row_groups in _row_groups(file):
+                yield InputPart(place, (file,), len(files) == 1, row_groups=row_groups)
+        return
     size = _FILES_A_PART.get(source.kind, 1)
     for start in range(0, len(files), size):
         yield InputPart(place, tuple(files[start : start + size]), len(files) == 1, folder)
+
+
+def _row_groups(file: str) -> list[tuple[int, int] | None]:
+    """Return row groups of a large Parquet list that are read together; of any other file None, which means all."""
+    if is_remote(file) or suffix_of(file) not in (".parquet", ".pq"):
+        return [None]
+    try:
+        metadata = pq.read_metadata(file)
+    except (pa.ArrowException, OSError):
+        return [None]  # whoever reads it says what is wrong
+    found: list[tuple[int, int] | None] = []
+    first = num_rows = 0
+    for group in range(metadata.num_row_groups):
+        num_rows += metadata.row_group(group).num_rows
+        if num_rows >= _LIST_ROWS_A_PART or group == metadata.num_row_groups - 1:
+            found.append((first, group + 1))
+            first, num_rows = group + 1, 0
+    return found if len(found) > 1 else [None]
 
 
 def _page_parts(place: int, source: InputConfig, config: RunConfig) -> Iterator[InputPart]:

@@ -35,14 +35,23 @@ T = TypeVar("T", str, list[str])
 _URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 
-def read_list(file: str, source: InputConfig, config: RunConfig, report: Report) -> Iterator[pa.Table]:
+def read_list(
+    file: str, source: InputConfig, config: RunConfig, report: Report, row_groups: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
     """Yield the links of a list in order, in batches; what is no URL is reported, such as ``bad_url``.
+
+    Args:
+        file: Path or URL.
+        source: The input that it is of.
+        config: Limits.
+        report: Called with a reason for each row that gave no link.
+        row_groups: Of a Parquet list: the first one, and the one behind the last; None: all.
 
     Raises:
         InputError: The list lacks ``url_column``, or no column looks like the one.
         OSError: It cannot be read.
     """
-    for texts, columns in _batches(file, source, config, report):
+    for texts, columns in _batches(file, source, config, report, row_groups):
         urls = normalise_all(texts, report)
         extra = to_json(columns, len(texts))
         kept = urls.is_valid()
@@ -65,12 +74,14 @@ def read_urls(files: Iterable[str], source: InputConfig, config: RunConfig, repo
 Batch = tuple[pa.Array, dict[str, pa.Array]]
 
 
-def _batches(file: str, source: InputConfig, config: RunConfig, report: Report) -> Iterator[Batch]:
+def _batches(
+    file: str, source: InputConfig, config: RunConfig, report: Report, row_groups: tuple[int, int] | None
+) -> Iterator[Batch]:
     """Yield batches of URLs as written, and the further columns that are to be kept."""
     suffix = suffix_of(file)
     if suffix in (".parquet", ".pq"):
         with local_copy(file, config.crawl, config.fetch.user_agent) as path:
-            yield from _of_parquet(str(path), file, source)
+            yield from _of_parquet(str(path), file, source, row_groups)
         return
     with ExitStack() as stack:
         data = stack.enter_context(open_source(file, config.crawl, config.fetch.user_agent))
@@ -91,7 +102,7 @@ def _text(data: BinaryIO) -> TextIO:
     return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _of_parquet(path: str, name: str, source: InputConfig) -> Iterator[Batch]:
+def _of_parquet(path: str, name: str, source: InputConfig, row_groups: tuple[int, int] | None) -> Iterator[Batch]:
     # Without a stream buffer whole column chunks are held: a row group of a million captions.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
         schema = parquet.schema_arrow
@@ -100,7 +111,8 @@ def _of_parquet(path: str, name: str, source: InputConfig) -> Iterator[Batch]:
         ]
         column = _url_column(name, schema.names, texts, source)
         kept = _kept(name, [field.name for field in schema if not _is_binary(field.type)], column, source)
-        for batch in parquet.iter_batches(_BATCH_ROWS, columns=[column, *kept]):
+        groups = None if row_groups is None else list(range(*row_groups))
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[column, *kept]):
             values = batch.column(column)
             yield values.cast(pa.string()), {name: batch.column(name) for name in kept}
 

@@ -11,6 +11,7 @@ import pytest
 
 from curation import crawl
 from curation.config import InputConfig, RunConfig
+from curation.crawl import inputs
 from curation.errors import InputError
 
 URLS = ["http://site.example/0.jpg", "http://site.example/1.jpg", "http://site.example/2.jpg"]
@@ -18,8 +19,8 @@ URLS = ["http://site.example/0.jpg", "http://site.example/1.jpg", "http://site.e
 
 def read(path, **source):
     counts = Counter()
-    inputs = [InputConfig(kind="urls", path=str(path), **source)]
-    return list(crawl.read_inputs(inputs, RunConfig(), lambda reason: counts.update([reason]))), dict(counts)
+    listed = [InputConfig(kind="urls", path=str(path), **source)]
+    return list(crawl.read_inputs(listed, RunConfig(), lambda reason: counts.update([reason]))), dict(counts)
 
 
 @pytest.mark.parametrize("name", ["url", "URL", "image_url", "OriginalURL"])
@@ -116,3 +117,16 @@ def test_a_packed_list_that_is_cut_short_gives_what_is_whole(tmp_path):
     assert len(links) > 10_000
     assert links[-1].url == URLS[0]
     assert counts == {"file_unreadable": 1}
+
+
+def test_a_large_parquet_list_is_read_in_parts_that_hold_each_row_once(tmp_path, monkeypatch):
+    urls = [f"http://site.example/{number}.jpg" for number in range(1000)]
+    pq.write_table(pa.table({"url": urls}), tmp_path / "x.parquet", row_group_size=70)
+    whole = read(tmp_path / "x.parquet")
+    monkeypatch.setattr(inputs, "_LIST_ROWS_A_PART", 200)
+
+    parts = inputs.split([InputConfig(kind="urls", path=str(tmp_path / "x.parquet"))], RunConfig())
+
+    assert [part.row_groups for part in parts] == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
+    assert read(tmp_path / "x.parquet") == whole
+    assert [link.url for link in whole[0]] == urls

@@ -39,7 +39,8 @@ from curation.errors import LinkError
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 _FIRST_BACKOFF_S = 0.5
-_LARGE_BODIES_BYTES = 256 << 20  # of all bodies above body.LARGE_BYTES that are read or waited for at a time
+# Bodies above body.LARGE_BYTES that are read at a time: they would fill the memory, and keep small ones waiting.
+_LARGE_BODIES_BYTES, _LARGE_BODIES = 512 << 20, 16
 # Short, because a crawl meets thousands of hosts a minute: idle connections would use up the file descriptors.
 _KEEPALIVE_S = 3.0
 
@@ -116,7 +117,7 @@ class Client:
         self._refuse_opt_out = refuse_opt_out
         self._policy = policy or UrlPolicy.load(config.policy)
         self._consent = Consent(config, self._read_well_known)
-        self._large = asyncio.Semaphore(max(2, _LARGE_BODIES_BYTES // max_bytes))
+        self._large = asyncio.Semaphore(max(2, min(_LARGE_BODIES, _LARGE_BODIES_BYTES // max_bytes)))
 
     async def __aenter__(self) -> Self:
         self._resolver = self._given_resolver or CheckedResolver(self._allow)

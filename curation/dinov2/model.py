@@ -62,12 +62,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_TD: Tensor, sizes: Sequence[Size], wanted_W: Tensor | None = None) -> Tensor:
-        """Attend within each view.
+    def forward(
+        self, x_TD: Tensor, sizes: Sequence[Size], scale: "LayerScale", wanted_W: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each view; return the scaled result.
 
         Args:
             x_TD: Tokens of all stacks, one after the other.
             sizes: Of each stack.
+            scale: Of the result.
             wanted_W: Tokens whose result is wanted; None: all.
         """
         dim = x_TD.shape[1]
@@ -80,8 +83,7 @@ class Attention(nn.Module):
             q, k, v = part.view(views, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
             out = functional.scaled_dot_product_attention(q, k, v)
             attended.append(out.transpose(1, 2).reshape(views * tokens, dim))
-        result: Tensor = self.proj(_chosen(torch.cat(attended), wanted_W))
-        return result
+        return scale.after(self.proj, _chosen(torch.cat(attended), wanted_W))
 
 
 class Mlp(nn.Module):
@@ -92,10 +94,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, int(dim * ratio))
         self.fc2 = nn.Linear(int(dim * ratio), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        result: Tensor = self.fc2(functional.gelu(self.fc1(x)))
-        return result
+    def forward(self, x: Tensor, scale: "LayerScale") -> Tensor:
+        """Return the same shape, scaled."""
+        return scale.after(self.fc2, functional.gelu(self.fc1(x)))
 
 
 class SwiGlu(nn.Module):
@@ -111,23 +112,26 @@ class SwiGlu(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
+    def forward(self, x: Tensor, scale: "LayerScale") -> Tensor:
+        """Return the same shape, scaled."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        result: Tensor = self.w3(functional.silu(gate) * value)
-        return result
+        return scale.after(self.w3, functional.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each feature."""
+    """A learned factor for each feature.
+
+    It scales the rows of the linear layer before it and not the features, which are many more and would have to be kept
+    for the gradient.
+    """
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        return x * self.gamma
+    def after(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """Return what the layer makes of x, scaled."""
+        return functional.linear(x, linear.weight * self.gamma.unsqueeze(1), linear.bias * self.gamma)
 
 
 class Block(nn.Module):
@@ -163,7 +167,7 @@ class Block(nn.Module):
             wanted_W: Tokens that are returned; None: all.
         """
         if kept is None:
-            x_TD = _chosen(x_TD, wanted_W) + self.ls1(self.attn(self.norm1(x_TD), sizes, wanted_W))
+            x_TD = _chosen(x_TD, wanted_W) + self.attn(self.norm1(x_TD), sizes, self.ls1, wanted_W)
             return x_TD + self._fed_forward(x_TD, sizes)
         stacks = unstacked(x_TD, sizes)
         for branch, run in enumerate((self._attended, self._fed_forward)):
@@ -178,11 +182,11 @@ class Block(nn.Module):
         return _chosen(stacked(stacks)[0], wanted_W)
 
     def _attended(self, x_TD: Tensor, sizes: Sequence[Size]) -> Tensor:
-        residual: Tensor = self.ls1(self.attn(self.norm1(x_TD), sizes))
+        residual: Tensor = self.attn(self.norm1(x_TD), sizes, self.ls1)
         return residual
 
     def _fed_forward(self, x_TD: Tensor, _: Sequence[Size]) -> Tensor:
-        residual: Tensor = self.ls2(self.mlp(self.norm2(x_TD)))
+        residual: Tensor = self.mlp(self.norm2(x_TD), self.ls2)
         return residual
 
 

@@ -111,33 +111,39 @@ class _Group:
         should_stop: Callable[[], bool] | None,
     ) -> TrainResult:
         running = [member.train.remote(*arguments, resume) for member in self._members]
-        left, asked = running, False
-        while left:
-            done, left = ray.wait(left, num_returns=len(left), timeout=_POLL_S)
-            if any(_error(reference) for reference in done):
-                # The others end soon after, and one of theirs may be the reason.
-                if left:
-                    ray.wait(left, num_returns=len(left), timeout=_LAST_WORDS_S)
-                raise _reason(running)
+        ended: list[Any] = []
+        asked = False
+        while not ended:
+            ended, _ = ray.wait(running, timeout=_POLL_S)
             if should_stop is not None and should_stop() and not asked:
                 asked = True
                 ray.get([member.stop.remote() for member in self._members])
-            for report in ray.get(self._members[0].reports.remote()):
-                if on_step is not None:
-                    on_step(report)
-        result: TrainResult = ray.get(running[0])
+            self._hand_on(on_step)
+        # The others end soon after, and one of theirs may be the reason. They agreed on the last checkpoint before the
+        # first of them ended, and all return the same: one that only fails to leave is not waited for.
+        ray.wait(running, num_returns=len(running), timeout=_LAST_WORDS_S)
+        reason = _reason(running)
+        if reason is not None:
+            raise reason
+        self._hand_on(on_step)
+        result: TrainResult = ray.get(ended[0])
         return result
 
+    def _hand_on(self, on_step: Callable[[StepReport], None] | None) -> None:
+        for report in ray.get(self._members[0].reports.remote()):
+            if on_step is not None:
+                on_step(report)
 
-def _reason(running: list[Any]) -> BaseException:
-    """Return why training ended: what a process says, else that one died, else what the others met then."""
+
+def _reason(running: list[Any]) -> BaseException | None:
+    """Return why training failed, if it did: what a process says, else that one died, else what the others met then."""
     ended, _ = ray.wait(running, num_returns=len(running), timeout=0)
     errors = [error for reference in running if reference in ended and (error := _error(reference)) is not None]
     for kind in (CurationError, ray.exceptions.RayActorError):
         for error in errors:
             if isinstance(error, kind):
                 return error
-    return errors[0]
+    return errors[0] if errors else None
 
 
 def _error(reference: Any) -> BaseException | None:

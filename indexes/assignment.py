@@ -18,8 +18,9 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from curation.indexes.compiled import compiled
+from curation.indexes.keys import Keys
 from curation.indexes.preselect import default_threads, score_error
-from curation.indexes.vectors import PER_UNIT, ROUNDING, Singles, blocks, similarity
+from curation.indexes.vectors import PER_UNIT, ROUNDING, Singles, Vectors, blocks, similarity, widen
 
 Numbers = npt.NDArray[np.int32]
 Millionths = npt.NDArray[np.int64]
@@ -35,7 +36,8 @@ def workers(num_threads: int | None = None) -> Iterator["Workers"]:
     BLAS has one thread meanwhile. That setting belongs to the process, so concurrent calls share it; no result depends
     on it.
     """
-    with _blas().limit(limits=1, user_api="blas"), Workers(num_threads or default_threads()) as found:
+    num_threads = num_threads or default_threads()  # before: to limit a BLAS on OpenMP is to limit Faiss as well
+    with _blas().limit(limits=1, user_api="blas"), Workers(num_threads) as found:
         yield found
 
 
@@ -60,6 +62,19 @@ class Workers:
                 work(number)
         else:
             list(self._pool.map(work, range(count)))  # raises what a call raised
+
+
+def widened(vectors_BD: Vectors, keys_B2: Keys, threads: Workers) -> Singles:
+    """Return checked vectors as float32, see ``vectors.widen``; the first bad row is the one that is named."""
+    points_BD = np.empty(vectors_BD.shape, np.float32)
+    spans = list(blocks(len(points_BD), _POINT_ROWS))
+
+    def work(number: int) -> None:
+        start, stop = spans[number]
+        points_BD[start:stop] = widen(vectors_BD[start:stop], keys_N2=keys_B2[start:stop])
+
+    threads.each(work, len(spans))
+    return points_BD
 
 
 def nearest_centroids(points_BD: Singles, centroids_KD: Singles, threads: Workers) -> tuple[Numbers, Millionths]:

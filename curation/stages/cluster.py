@@ -48,9 +48,11 @@ class ClusterFit:
     writes: Table | None = None
     artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE, TREE_FILE)
 
-    def __init__(self, config: ClusterConfig, seed: int) -> None:
+    def __init__(self, config: ClusterConfig, seed: int, num_threads: int = 1) -> None:
+        """Take the settings; no result depends on ``num_threads``."""
         self.config = config
         self.seed = seed
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave centroids (float32, k x dim), the history of iterations and the tree in ``scratch``; yield nothing.
@@ -66,7 +68,7 @@ class ClusterFit:
         parts = [self.points(view, limit) for view in inputs.shards("pool")]
         state = self.start(lambda: parts)
         k, iterations = self.config.num_clusters, self.config.iterations
-        self.finish(kmeans.fit(lambda: parts, k, iterations, self.seed, num_threads=1, resume=state), scratch)
+        self.finish(kmeans.fit(lambda: parts, k, iterations, self.seed, self.num_threads, state), scratch)
         yield from ()
 
     def limit(self, views: Iterable[ShardView]) -> Limit | None:
@@ -99,7 +101,7 @@ class ClusterFit:
         if not any(len(keys_N2) for _, keys_N2 in shards()):
             dim = max((vectors_ND.shape[1] for vectors_ND, _ in shards()), default=1)
             return kmeans.Centroids(np.zeros((0, dim), np.float32), converged=True)
-        return kmeans.Centroids(initial_centroids(shards, self.config.num_clusters, self.seed, num_threads=1))
+        return kmeans.Centroids(initial_centroids(shards, self.config.num_clusters, self.seed, self.num_threads))
 
     def finish(self, state: kmeans.Centroids, scratch: Path) -> None:
         """Leave the artefacts of a fit in ``scratch``."""
@@ -111,8 +113,8 @@ class ClusterFit:
             self.seed,
             config.resampling_rounds,
             config.resampled_per_cluster,
-            num_threads=1,
-            method=config.linkage,
+            self.num_threads,
+            config.linkage,
         )
         tree.save(scratch / TREE_FILE)
         # numpy.save does not say that a disk is full.

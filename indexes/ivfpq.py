@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import CorruptError, CurationError, DimensionError
+from curation.errors import CorruptError, DimensionError
 from curation.indexes import array_files, index_header, inverted_lists, quantizer
 from curation.indexes.exact import Neighbours, no_neighbours
 from curation.indexes.flat import nearest_among
@@ -32,7 +32,6 @@ from curation.indexes.vectors import Rows, Singles, Vectors, blocks, check_shape
 
 _QUERIES = 1024
 _MAX_SCORES = 1 << 22  # and rows, fetched at a time: 48 MiB
-_SAVED_ROWS = 1 << 16
 
 
 class _Part(NamedTuple):
@@ -224,24 +223,16 @@ class IvfPqIndex:
             CorruptError: Files are missing, damaged, or hold something else.
         """
         folder = Path(folder)
-        try:
+        with index_header.loading(folder):
             header = index_header.read(folder / HEADER_FILE)
             if header.quantizer is None or header.probing is None or header.sizes_L is None:
                 raise CorruptError(f"{HEADER_FILE} is of an index of another kind")
-            vectors_ND = array_files.mapped(folder / VECTORS_FILE, "<f2")
-            keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
-            check_shape(vectors_ND, header.quantizer.dim)
-            check_keys(keys_N2, len(vectors_ND))
+            vectors_ND, keys_N2 = index_header.mapped_rows(folder, header, header.quantizer.dim, verify)
             if header.sizes_L.max() > len(keys_N2) or header.sizes_L.sum() != len(keys_N2):
                 raise CorruptError(f"{HEADER_FILE} is of {header.sizes_L.sum()} rows, {KEYS_FILE} has {len(keys_N2)}")
             lists = InvertedLists(header.quantizer, folder / LISTS_FILE, header.sizes_L)
             if verify:
                 array_files.check(folder / LISTS_FILE, header.crc32)
-                array_files.check(folder / KEYS_FILE, header.keys_crc32)
-                for start, stop in blocks(len(vectors_ND), _SAVED_ROWS):
-                    widen(vectors_ND[start:stop], first_row=start)
-        except (OSError, CurationError) as error:
-            raise CorruptError(f"{folder}: is not a saved index: {error}") from error
         index = cls(header.quantizer, header.probing)
         if len(keys_N2):
             index._parts.append(_Part(vectors_ND, keys_N2, lists))

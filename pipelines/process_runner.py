@@ -1,9 +1,9 @@
 """Run units in processes of this machine: the default of the command line.
 
 A process that dies (a decoder that crashes, the kernel's out-of-memory killer) costs its unit a retry and not the run;
-each holds the models of the step at work, on one thread each, so results are those of the other runners. Where there are
-fewer units than workers, such as a fit, each is told how many cores it has for itself. Workers die with the process that
-started them, and leave Ctrl-C to it.
+each holds the models of the step at work, on one thread each, so results are those of the other runners. Where there
+are fewer units than workers, such as a fit, each is told how many cores it has for itself. Workers die with the process
+that started them, and leave Ctrl-C to it.
 """
 
 import ctypes

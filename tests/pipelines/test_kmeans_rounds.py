@@ -109,7 +109,9 @@ def test_parts_have_at_least_four_points_a_cluster_and_cover_every_shard_once():
     assert [len(group) for group in kmeans_rounds.split(dict.fromkeys(range(10), 150), sampled)] == [10]
 
 
-@pytest.mark.parametrize(("workers", "units", "cores"), [(4, 1, 4), (4, 2, 2), (4, 3, 1), (64, 1, 8), (1, 9, 1), (3, 0, 3)])
+@pytest.mark.parametrize(
+    ("workers", "units", "cores"), [(4, 1, 4), (4, 2, 2), (4, 3, 1), (64, 1, 8), (1, 9, 1), (3, 0, 3)]
+)
 def test_units_share_the_cores_that_workers_would_have(workers, units, cores, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
 

@@ -143,11 +143,12 @@ def test_every_group_that_stands_apart_gets_a_first_centroid(mixture):
     assert assign(vectors, found)[1].min() > 0.9  # random points leave several of the groups without one
 
 
-def test_k_is_at_most_the_number_of_distinct_vectors(points):
+def test_k_is_at_most_the_number_of_distinct_vectors_and_that_is_said(points, caplog):
     vectors, keys = points
     vectors = vectors[np.arange(2000) % 7]
     found = fit(shards_of(vectors, keys, 100), 50, 10, seed=0)
     assert len(found.vectors) == 7
+    assert "only 7 different vectors: as many clusters instead of 50" in caplog.text
     assert found.history[-1].num_empty == 0
     assert found.history[-1].objective > 0.999  # of float16 vectors, whose norm is only about 1
 

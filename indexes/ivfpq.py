@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from curation.errors import CorruptError, DimensionError
 from curation.indexes import array_files, index_header, inverted_lists, quantizer
-from curation.indexes.exact import Neighbours, no_neighbours
+from curation.indexes.exact import Neighbours, nearest, no_neighbours
 from curation.indexes.flat import nearest_among
 from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, LISTS_FILE, VECTORS_FILE, Header, Probing
 from curation.indexes.inverted_lists import InvertedLists
@@ -142,9 +142,12 @@ class IvfPqIndex:
         if not wanted:
             return best
         every = Probing(self.quantizer.num_lists, k)
+        probing = self.probing.for_k(k)
+        if probing.probes >= every.probes and probing.depth >= len(self):  # all are candidates: codes only cost time
+            return self._exact(queries_QD, k, num_threads, among_N)
         for start, stop in blocks(len(queries_QD), _QUERIES):
             part, queries_BD = best.part(start, stop), queries_QD[start:stop]
-            self._offer(part, queries_BD, self.probing.for_k(k), num_threads, among_N)
+            self._offer(part, queries_BD, probing, num_threads, among_N)
             (short,) = np.nonzero(part.rows[:, wanted - 1] < 0)  # the probed lists hold too few
             if len(short):
                 again = no_neighbours(len(short), k)
@@ -152,10 +155,7 @@ class IvfPqIndex:
                 _replace(part, short, again)
             (short,) = np.nonzero(part.rows[:, wanted - 1] < 0)
             if len(short):  # a row with the lowest score there can be is never a candidate of Faiss's
-                rows = np.arange(len(self)) if among_N is None else np.flatnonzero(among_N)
-                _replace(
-                    part, short, nearest_among(queries_BD[short], self.vectors(), rows, k, num_threads=num_threads)
-                )
+                _replace(part, short, self._exact(queries_BD[short], k, num_threads, among_N))
         return best
 
     def candidates(
@@ -254,6 +254,13 @@ class IvfPqIndex:
             self._parts.append(_Part(added.vectors[order], added.keys[order], lists))
             self._added = []
         return self._parts
+
+    def _exact(
+        self, queries_QD: Vectors, k: int, num_threads: int | None, among_N: npt.NDArray[np.bool_] | None
+    ) -> Neighbours:
+        if among_N is None:
+            return nearest(queries_QD, self.vectors(), k, num_threads=num_threads)
+        return nearest_among(queries_QD, self.vectors(), np.flatnonzero(among_N), k, num_threads=num_threads)
 
     def _offer(
         self,

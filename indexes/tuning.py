@@ -30,9 +30,10 @@ def tune(
     num_threads: int | None = None,
     drawn_from: str = "images of the pool",
 ) -> Probing:
-    """Return the cheapest search of an index that reaches a recall on queries, or the best there is.
+    """Return the cheapest search of an index that reaches a recall on queries.
 
-    It holds for queries like these: others may lie elsewhere and take many more probes.
+    It holds for queries like these: others may lie elsewhere and take many more probes. Where codes are too coarse for
+    any, it is an exact search, unless numbers are given: then the best there is.
 
     Time: one exact search of the queries and a few approximate ones.
 
@@ -64,6 +65,17 @@ def tune(
             tried.append((found >= recall, found, cost, Probing(num_probes, size, found, len(queries_QD))))
     # The cheapest that is enough, or else the one that finds most.
     enough, found, _, best = min(tried, key=lambda one: (not one[0], 0.0 if one[0] else -one[1], one[2]))
+    if not enough and probes is None and depth is None:
+        logger.info(
+            "recall@%d on %d %s: %.4f at most with %d candidates, %.4f was asked for: the search is exact",
+            PROBED_K,
+            len(queries_QD),
+            drawn_from,
+            found,
+            best.depth,
+            recall,
+        )
+        return Probing(index.quantizer.num_lists, len(index), 1.0, len(queries_QD))
     logger.log(
         logging.INFO if enough else logging.WARNING,
         "recall@%d on %d %s: %.4f with %d of %d lists and %d candidates; %.4f was asked for",

@@ -89,7 +89,7 @@ class IndexStage:
     """
 
     name: ClassVar[str] = "index"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (VECTORS_FILE, KEYS_FILE, LISTS_FILE, HEADER_FILE)

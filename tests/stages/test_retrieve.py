@@ -13,8 +13,8 @@ from curation.stages.index import IndexFit, IndexStage
 from curation.stages.retrieve import ClusterSample, RetrieveStage
 
 FLAT = IndexConfig(kind="flat")
-# Every list is scanned and every image of these small pools is a candidate, so that the answer is the exact one.
-IVF_PQ = IndexConfig(kind="ivf_pq", num_lists=6, code_bytes=4, probes=6, depth=1024)
+# Every list is scanned and nearly every image of these small pools is a candidate, so that the answer is the exact one.
+IVF_PQ = IndexConfig(kind="ivf_pq", num_lists=6, code_bytes=4, probes=6, depth=240)
 
 
 def stage(seed=0, collisions="keep_nominal", balanced_images=None, index=FLAT, **seeds):

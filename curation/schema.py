@@ -33,6 +33,9 @@ PAGE_URLS = pa.field("page_urls", pa.list_(pa.string()))  # pages that show the 
 SOURCE_KIND = pa.field("source_kind", pa.string(), metadata=_NOT_CONTENT)  # web | file | tar | parquet
 SOURCE_PATH = pa.field("source_path", pa.string(), metadata=_NOT_CONTENT)  # null for web
 SOURCE_OFFSET = pa.field("source_offset", pa.int64(), metadata=_NOT_CONTENT)  # tar: first byte; parquet: row number
+OPT_OUT = pa.field("opt_out", pa.string())  # reason for which a page that shows the image forbids its use; null: none
+HOST_SHARDS = pa.field("host_shards", pa.int32(), metadata=_NOT_CONTENT)  # shards that share the host; null: not web
+EXTRA = pa.field("extra", pa.string())  # further columns of a URL list, a JSON object with sorted keys; null: none
 SOURCE_BYTES = pa.field("source_bytes", pa.int64(), metadata=_NOT_CONTENT)  # tar and file: length
 IMAGE_ID = pa.field("image_id", pa.string())  # first 128 bits of sha256 of the fetched bytes, hex; null: no bytes
 WIDTH = pa.field("width", pa.int32())  # pixels, after EXIF orientation
@@ -40,6 +43,10 @@ HEIGHT = pa.field("height", pa.int32())
 FORMAT = pa.field("format", pa.string())  # jpeg | png | webp | avif | gif | bmp | tiff, by content
 NUM_BYTES = pa.field("num_bytes", pa.int64())  # encoded size as fetched
 HTTP_STATUS = pa.field("http_status", pa.int32(), metadata=_NOT_CONTENT)  # null for local sets and failures before it
+NUM_REDIRECTS = pa.field("num_redirects", pa.int32(), metadata=_NOT_CONTENT)  # followed before the last answer
+RECEIVED_BYTES = pa.field("received_bytes", pa.int64(), metadata=_NOT_CONTENT)  # of the body, as it came over the wire
+ETAG = pa.field("etag", pa.string(), metadata=_NOT_CONTENT)  # header of the answer, for revisits
+LAST_MODIFIED = pa.field("last_modified", pa.string(), metadata=_NOT_CONTENT)  # header of the answer, for revisits
 FETCH_MS = pa.field("fetch_ms", pa.int32(), metadata=_NOT_CONTENT)  # milliseconds from first attempt to last byte
 FETCH_DETAIL = pa.field("fetch_detail", pa.string(), metadata=_NOT_CONTENT)  # why, in words
 RAW_OFFSET = pa.field("raw_offset", pa.int64(), metadata=_NOT_CONTENT)  # in the shard's raw tar; null: not stored
@@ -74,11 +81,29 @@ SEED_SIMILARITY = pa.field("seed_similarity", pa.float32())  # cosine with seed_
 BALANCED = pa.field("balanced", pa.bool_())  # selected by balanced sampling of the clusters; null: not asked for
 NOMINAL_COUNT = pa.field("nominal_count", pa.int32())  # times retrieved, collisions counted
 
-CRAWL = Table("crawl", pa.schema([URL, PAGE_URLS, SOURCE_KIND, SOURCE_PATH, SOURCE_OFFSET, SOURCE_BYTES]))
+CRAWL = Table(
+    "crawl",
+    pa.schema([URL, PAGE_URLS, OPT_OUT, EXTRA, HOST_SHARDS, SOURCE_KIND, SOURCE_PATH, SOURCE_OFFSET, SOURCE_BYTES]),
+)
 FETCH = Table(
     "fetch",
     pa.schema(
-        [IMAGE_ID, WIDTH, HEIGHT, FORMAT, NUM_BYTES, HTTP_STATUS, FETCH_MS, FETCH_DETAIL, RAW_OFFSET, REJECT_REASON]
+        [
+            IMAGE_ID,
+            WIDTH,
+            HEIGHT,
+            FORMAT,
+            NUM_BYTES,
+            HTTP_STATUS,
+            NUM_REDIRECTS,
+            RECEIVED_BYTES,
+            ETAG,
+            LAST_MODIFIED,
+            FETCH_MS,
+            FETCH_DETAIL,
+            RAW_OFFSET,
+            REJECT_REASON,
+        ]
     ),
 )
 PCA_HASH = Table("pca_hash", pa.schema([PCA_HASH_BITS]))
@@ -113,6 +138,7 @@ MANIFEST = pa.schema(
         URL,
         URLS,
         PAGE_URLS,
+        EXTRA,
         pa.field("tar", pa.string(), metadata=_NOT_CONTENT),  # path relative to the manifest
         TAR_OFFSET,
         STORED_BYTES,

@@ -128,6 +128,10 @@ def _row(fetched: Fetched, tar: TarWriter | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "reject_reason": fetched.reject_reason,
         "http_status": fetched.http_status,
+        "num_redirects": fetched.num_redirects,
+        "received_bytes": fetched.received_bytes,
+        "etag": fetched.etag,
+        "last_modified": fetched.last_modified,
         "fetch_ms": fetched.fetch_ms,
         "fetch_detail": fetched.detail or None,
     }

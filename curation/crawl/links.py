@@ -49,6 +49,9 @@ class Link:
         source_path: Local file; None for the web.
         source_offset: First byte in a tar; row number in a Parquet file.
         source_bytes: Length in a tar or of a file.
+        opt_out: Reason for which a page that shows the image forbids its use, one of ``LINK_REASONS``; None: none does.
+        extra: Further columns of a URL list, as a JSON object with sorted keys.
+        host_shards: Shards of the collection that hold links of the same host; None where it is not of the web.
     """
 
     url: str
@@ -57,6 +60,9 @@ class Link:
     source_path: str | None = None
     source_offset: int | None = None
     source_bytes: int | None = None
+    opt_out: str | None = None
+    extra: str | None = None
+    host_shards: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,10 @@ class Fetched:
         http_status: Of the last answer; None for local sets and failures before it.
         fetch_ms: Milliseconds from the first attempt to the last byte.
         detail: Why, in words.
+        num_redirects: Followed before the last answer; None for local sets and where there was no answer.
+        received_bytes: Of the last answer's body, as they came over the wire.
+        etag: Header of the last answer.
+        last_modified: Header of the last answer.
     """
 
     index: int
@@ -80,6 +90,10 @@ class Fetched:
     http_status: int | None = None
     fetch_ms: int = 0
     detail: str = ""
+    num_redirects: int | None = None
+    received_bytes: int | None = None
+    etag: str | None = None
+    last_modified: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:

@@ -35,6 +35,7 @@ def full(image):
         row = image(number)
         row |= {
             "page_urls": [f"http://page.example/{number}"],
+            "extra": f'{{"alt":"number {number}"}}',
             "urls": [row["url"]],
             "format": "jpeg",
             "pca_hash": 2**64 - 1 - number,

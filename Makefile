@@ -8,12 +8,13 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Another pyproject.toml or another pin makes another stamp, so the environment is brought up to date by itself.
 IMAGEDEDUP := build/peers/imagededup
+IMG2DATASET := build/peers/img2dataset
 STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
 
 # Threads that spin while they wait slow each other down where shards share the cores.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help install demo test test-all lint types bench bench-images bench-dedup bench-index format check-resume \
+.PHONY: help install demo test test-all lint types bench bench-images bench-dedup bench-fetch bench-index format check-resume \
   check-decontamination clean
 
 help:  ## show the targets
@@ -62,6 +63,10 @@ bench-images: $(STAMP)  ## benchmarks of everything that happens to one image be
 bench-dedup: $(STAMP) $(IMAGEDEDUP)/.installed  ## copies found and missed, and time, against brute force and imagededup
 	@for script in benchmarks/bench_dedup_*.py; do IMAGEDEDUP_PYTHON=$(IMAGEDEDUP)/bin/python $(BIN)/python "$$script"; done
 
+bench-fetch: $(STAMP) $(IMG2DATASET)/.installed  ## fetching, against img2dataset and from the same nginx
+	@command -v nginx > /dev/null || { echo "needs nginx: apt-get update && apt-get install nginx"; exit 1; }
+	IMG2DATASET=$(IMG2DATASET)/bin/img2dataset $(BIN)/python benchmarks/bench_fetch.py
+
 bench-index: $(STAMP)  ## benchmarks of features, search and clusters
 	@for script in benchmarks/bench_index_*.py; do $(BIN)/python "$$script"; done
 
@@ -82,6 +87,12 @@ $(IMAGEDEDUP)/.installed: benchmarks/peers/imagededup.txt constraints.txt
 	@echo "installing imagededup into $(IMAGEDEDUP); a few minutes, once"
 	$(IMAGEDEDUP)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt torch==2.13.0
 	$(IMAGEDEDUP)/bin/python -m pip --disable-pip-version-check --quiet install -c constraints.txt -r $<
+	@touch $@
+
+$(IMG2DATASET)/.installed: benchmarks/peers/img2dataset.txt
+	@[ -x $(IMG2DATASET)/bin/python ] || $(PYTHON) -m venv $(IMG2DATASET)
+	@echo "installing img2dataset into $(IMG2DATASET); a minute, once"
+	$(IMG2DATASET)/bin/python -m pip --disable-pip-version-check --quiet install -r $<
 	@touch $@
 
 # torch comes first and alone: whatever build of this version pip is set up to find then satisfies all that need torch.

@@ -20,12 +20,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import ConfigError, CurationError, UsageError
+from curation.processes import leave_pandas_out
 
 if TYPE_CHECKING:
     from curation.pipelines.context import Context
     from curation.pipelines.driver import Runner
     from curation.pipelines.plan import Plan
+    from curation.pipelines.worker_process import Spawner
 
+_STARTED_AHEAD = 2  # workers that get ready while this process does; not all, there may be nothing to do
 _STAGES = "crawl fetch pca_hash nsfw faces sscd dedup embed index cluster retrieve manifest"
 _EXAMPLES = """examples:
   curate demo                                        see everything work on a small website
@@ -59,6 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from curation.pipelines.worker_process import Spawner
+
+    with closing(Spawner()) as spawner:
+        if options.runner == "local" and options.ray_address is None:
+            spawner.start_ahead(min(options.workers, _STARTED_AHEAD))
+        return _bring_up(options, spawner)
+
+
+def _bring_up(options: argparse.Namespace, spawner: "Spawner") -> int:
     from curation.pipelines.driver import Request, bring_up, redo_cost
     from curation.pipelines.publish import publish
     from curation.progress import reporter
@@ -70,8 +82,9 @@ def _run(options: argparse.Namespace) -> int:
     plan.check_stage(options.stage)
     if redo and not _agreed(redo_cost(context, plan, redo, options.stage), options.yes):
         return 1
-    request = Request(options.stage, options.only, redo, options.refit)
-    with _interruptible(context), _runner(options, context) as runner, reporter(sys.stderr) as report:
+    retry = tuple(name for names in options.retry for name in names.split(","))
+    request = Request(options.stage, options.only, redo, options.refit, retry, options.extend)
+    with _interruptible(context), _runner(options, context, spawner) as runner, reporter(sys.stderr) as report:
         bring_up(context, plan, request, runner, report)
     published = publish(context)
     if published is not None and options.stage == "manifest":
@@ -79,6 +92,12 @@ def _run(options: argparse.Namespace) -> int:
         print(f"manifest  {context.run.url.rstrip('/')}/manifest.parquet")
         print(f"images    {published['num_images']}")
         print(f"digest    {published['digest']}")
+        rejected = [entry["rejected"] for entries in published["funnel"].values() for entry in entries[-1:]]
+        if any("blocklisted" in reasons for reasons in rejected):
+            print(
+                "curate: warning: images that are on a list now are still stored; `curate purge` deletes them",
+                file=sys.stderr,
+            )
         if not published["num_images"]:
             print("curate: warning: the manifest is empty; the funnel above says where images went", file=sys.stderr)
     return 0
@@ -144,6 +163,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _purge(options: argparse.Namespace) -> int:
+    from curation.pipelines.discard import discard, listed
     from curation.pipelines.driver import Request, bring_up
     from curation.pipelines.local_runner import LocalRunner
     from curation.pipelines.publish import publish
@@ -152,13 +172,16 @@ def _purge(options: argparse.Namespace) -> int:
 
     context, plan = _open(options)
     rejected = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
-    if rejected and not _agreed(
-        [f"the bytes of {rejected} images that nsfw rejects now"], options.yes, "purge deletes"
-    ):
+    num_listed = sum(len(each.found) for each in listed(context))
+    costs = [f"the bytes of {rejected} images that nsfw rejects now"] if rejected else []
+    if num_listed:
+        costs.append(f"all that is known of {num_listed} images that are on a list of fetch.blocked_hashes now")
+    if not _agreed(costs, options.yes, "purge deletes"):
         return 1
+    is_published = context.run.exists("manifest.json")
     with context.run.lease():
-        purged = purge(context)
-    if context.run.exists("manifest.json"):  # tars have moved: the manifest has to say where
+        purged = purge(context) + discard(context, plan)
+    if is_published:  # tars have moved: the manifest has to say where
         with reporter(sys.stderr) as report:
             bring_up(context, plan, Request(), LocalRunner(1), report)
         publish(context)
@@ -354,7 +377,7 @@ def _interruptible(context: "Context") -> _Stop:
 
 
 @contextmanager
-def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner]":
+def _runner(options: argparse.Namespace, context: "Context", spawner: "Spawner | None" = None) -> "Iterator[Runner]":
     """Yield the runner that the options ask for; its workers or its cluster end with the block."""
     in_memory = context.run.url.startswith("memory:")
     if options.ray_address is not None or options.runner == "ray":
@@ -374,7 +397,7 @@ def _runner(options: argparse.Namespace, context: "Context") -> "Iterator[Runner
     else:
         from curation.pipelines.process_runner import ProcessRunner
 
-        with closing(ProcessRunner(options.workers)) as process_runner:
+        with closing(ProcessRunner(options.workers, spawner)) as process_runner:
             yield process_runner
 
 
@@ -451,6 +474,14 @@ def _parser() -> argparse.ArgumentParser:
         "--refit", action="store_true", help="fit PCA, index and centroids again; what used them becomes stale"
     )
     run.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="REASONS",
+        help="try links that failed again, in new shards: timeout,http_5xx, or all that may be better now",
+    )
+    run.add_argument("--extend", action="store_true", help="read the inputs again, and add the links that are new")
+    run.add_argument(
         "--runner",
         choices=("local", "threads", "ray"),
         default="local",
@@ -474,8 +505,9 @@ def _parser() -> argparse.ArgumentParser:
         "--min-side-px", type=float, default=20.0, help="smaller faces do not count (default: %(default)s)"
     )
 
-    purge = _command(commands, "purge", _purge, "delete the bytes of images that nsfw rejects since it became stricter")
+    purge = _command(commands, "purge", _purge, "delete images that nsfw or a list of blocked_hashes rejects since")
     purge.add_argument("--run", required=True, help="folder or URL of the run")
+    _add_set(purge)
     purge.add_argument("--yes", action="store_true", help="agree to what is deleted")
 
     config = _command(commands, "config", _config, "check settings and print them with every default")
@@ -601,6 +633,7 @@ def entry() -> None:
     What is registered for the end of a process is run, but libraries' C++ globals are not torn down: their threads may
     still be there, and were seen to abort one in ten processes whose work was done.
     """
+    leave_pandas_out()
     code = main()
     with suppress(BrokenPipeError):
         sys.stdout.flush()

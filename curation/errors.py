@@ -15,6 +15,7 @@
     ├── VectorError             vectors that are not finite or not L2-normalised
     ├── LinkError               one URL is refused or cannot be fetched, with a reason; becomes a row, never a failure
     ├── ImageError              one image is refused, with a reason; becomes a row, never a failure
+    │   └── BlocklistedError    it is on a list of images that must not be kept
     └── TrainError              training cannot start or go on
 
 A message says what happened, where, and what to do. ``curate`` prints it as one line and exits with 1, or with 2 for
@@ -129,6 +130,23 @@ class ImageError(CurationError):
 
     def __reduce__(self) -> tuple[type["ImageError"], tuple[str, str]]:
         return type(self), (self.reason, self.detail)
+
+
+class BlocklistedError(ImageError):
+    """One image is on a list of ``fetch.blocked_hashes``.
+
+    Attributes:
+        sha256: Of its bytes, in hex.
+        list_name: File name of the list.
+    """
+
+    def __init__(self, sha256: str, list_name: str) -> None:
+        super().__init__("blocklisted")
+        self.sha256 = sha256
+        self.list_name = list_name
+
+    def __reduce__(self) -> tuple[type["BlocklistedError"], tuple[str, str]]:
+        return type(self), (self.sha256, self.list_name)
 
 
 class TrainError(CurationError):

@@ -63,10 +63,23 @@ def inspect(data: bytes, limits: ImagesConfig) -> ImageInfo:
         ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
     """
     with _opened(data, limits) as (image, orientation):
-        width, height = image.size
-        if orientation >= 5:
-            width, height = height, width
-        return ImageInfo(FORMATS[image.format or ""], width, height)
+        return _info(image, orientation)
+
+
+def inspect_pixels(data: bytes, limits: ImagesConfig) -> ImageInfo:
+    """Like ``inspect``, and decode the pixels to see that they are all there; opened once, so cheaper than both.
+
+    JPEGs are decoded at 1/8 of their size: every coded byte is still read, so damage shows, in a third of the time.
+
+    Raises:
+        ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
+    """
+    with _opened(data, limits) as (image, orientation):
+        info = _info(image, orientation)
+        _load(image, 1)
+        if image.mode not in ("RGB", "L") or "icc_profile" in image.info:  # else nothing could go wrong later on
+            upright_srgb(image, orientation)
+        return info
 
 
 def decode(
@@ -89,12 +102,23 @@ def decode(
         ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
     """
     with _opened(data, limits) as (image, orientation):
-        if min_side_px is not None and image.format in ("JPEG", "MPO"):
-            side_px = max(1, math.ceil(min_side_px * headroom))
-            image.draft(None, (side_px, side_px))
-        narrow_key(image)
-        image.load()
+        _load(image, None if min_side_px is None else max(1, math.ceil(min_side_px * headroom)))
         return upright_srgb(image, orientation)
+
+
+def _info(image: Image.Image, orientation: int) -> ImageInfo:
+    width, height = image.size
+    if orientation >= 5:
+        width, height = height, width
+    return ImageInfo(FORMATS[image.format or ""], width, height)
+
+
+def _load(image: Image.Image, min_side_px: int | None) -> None:
+    """Decode; a JPEG at the smallest scale whose sides are not below ``min_side_px``."""
+    if min_side_px is not None and image.format in ("JPEG", "MPO"):
+        image.draft(None, (min_side_px, min_side_px))
+    narrow_key(image)
+    image.load()
 
 
 def encode(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int = 92) -> bytes:  # noqa: A002

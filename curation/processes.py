@@ -1,7 +1,29 @@
-"""Whether a process of this machine still lives."""
+"""Processes of this machine: whether one still lives, and what ours need not load."""
 
 import os
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import ModuleType
+
+
+def leave_pandas_out() -> None:
+    """Keep pandas from being imported in this process, where it is not needed.
+
+    Arrow imports it, where it is installed, as soon as an array is made of a list, to see whether the list is a pandas
+    object: half a second in each process. Only for processes that are ours alone: nothing of this package uses it.
+    """
+    if not any(isinstance(finder, _WithoutPandas) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WithoutPandas())
+
+
+class _WithoutPandas(MetaPathFinder):
+    """Says that there is no pandas."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is left out of this process", name=fullname)
 
 
 def start_time(pid: int) -> str | None:

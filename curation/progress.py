@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from curation.pipelines.driver import Event, RowsDone, StepEnded, StepStarted, Warned
+from curation.pipelines.driver import Event, Noted, RowsDone, StepEnded, StepStarted, Warned
 
 
 class Reporter(Protocol):
@@ -130,6 +130,8 @@ class JsonLines:
             )
         elif isinstance(event, Warned):
             self._write({"event": "warning", "message": event.message})
+        elif isinstance(event, Noted):
+            self._write({"event": "note", "message": event.message})
         else:
             unit = event.unit
             done = {"event": "done", "step": unit.step, "collection": unit.collection, "shard": unit.shard}
@@ -175,6 +177,8 @@ class Bars:
             )
         elif isinstance(event, Warned):
             self._console.print(event.message, style="yellow", markup=False)
+        elif isinstance(event, Noted):
+            self._console.print(event.message, markup=False)
         elif isinstance(event, StepEnded):
             if self._task is not None and not event.skipped:
                 self._progress.update(self._task, completed=max(1, self._rates.rows))

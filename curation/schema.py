@@ -38,10 +38,10 @@ HOST_SHARDS = pa.field("host_shards", pa.int32(), metadata=_NOT_CONTENT)  # shar
 EXTRA = pa.field("extra", pa.string())  # further columns of a URL list, a JSON object with sorted keys; null: none
 SOURCE_BYTES = pa.field("source_bytes", pa.int64(), metadata=_NOT_CONTENT)  # tar and file: length
 IMAGE_ID = pa.field("image_id", pa.string())  # first 128 bits of sha256 of the fetched bytes, hex; null: no bytes
-WIDTH = pa.field("width", pa.int32())  # pixels, after EXIF orientation
+WIDTH = pa.field("width", pa.int32())  # pixels, after EXIF orientation, and after `fetch.resize` like the next three
 HEIGHT = pa.field("height", pa.int32())
 FORMAT = pa.field("format", pa.string())  # jpeg | png | webp | avif | gif | bmp | tiff, by content
-NUM_BYTES = pa.field("num_bytes", pa.int64())  # encoded size as fetched
+NUM_BYTES = pa.field("num_bytes", pa.int64())  # encoded size as fetched, or resized
 HTTP_STATUS = pa.field("http_status", pa.int32(), metadata=_NOT_CONTENT)  # null for local sets and failures before it
 NUM_REDIRECTS = pa.field("num_redirects", pa.int32(), metadata=_NOT_CONTENT)  # followed before the last answer
 RECEIVED_BYTES = pa.field("received_bytes", pa.int64(), metadata=_NOT_CONTENT)  # of the body, as it came over the wire
@@ -49,6 +49,7 @@ ETAG = pa.field("etag", pa.string(), metadata=_NOT_CONTENT)  # header of the ans
 LAST_MODIFIED = pa.field("last_modified", pa.string(), metadata=_NOT_CONTENT)  # header of the answer, for revisits
 FETCH_MS = pa.field("fetch_ms", pa.int32(), metadata=_NOT_CONTENT)  # milliseconds from first attempt to last byte
 FETCH_DETAIL = pa.field("fetch_detail", pa.string(), metadata=_NOT_CONTENT)  # why, in words
+RAW_ID = pa.field("raw_id", pa.string(), metadata=_NOT_CONTENT)  # like IMAGE_ID, of the bytes in the raw tar
 RAW_OFFSET = pa.field("raw_offset", pa.int64(), metadata=_NOT_CONTENT)  # in the shard's raw tar; null: not stored
 PCA_HASH_BITS = pa.field("pca_hash", pa.uint64())  # signs of 64 principal components, most significant first
 NSFW_SCORE = pa.field("nsfw_score", pa.float32())  # probability in [0, 1]
@@ -80,6 +81,9 @@ SEED_IMAGE_ID = pa.field("seed_image_id", pa.string())  # the most similar seed 
 SEED_SIMILARITY = pa.field("seed_similarity", pa.float32())  # cosine with seed_image_id, rounded to 1e-6
 BALANCED = pa.field("balanced", pa.bool_())  # selected by balanced sampling of the clusters; null: not asked for
 NOMINAL_COUNT = pa.field("nominal_count", pa.int32())  # times retrieved, collisions counted
+RETRY_OF = pa.field("retry_of", pa.int64(), metadata=_NOT_CONTENT)  # shard << 32 | row of the row that is tried again
+RETRY_REASON = pa.field("retry_reason", pa.string(), metadata=_NOT_CONTENT)  # why that row failed
+SHA256 = pa.field("sha256", pa.string())  # of the fetched bytes, hex
 
 CRAWL = Table(
     "crawl",
@@ -102,6 +106,7 @@ FETCH = Table(
             FETCH_MS,
             FETCH_DETAIL,
             RAW_OFFSET,
+            RAW_ID,
             REJECT_REASON,
         ]
     ),
@@ -121,6 +126,17 @@ DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPO
 CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY, CLUSTER_ANCESTORS]))
 RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT, BALANCED]))
 MANIFEST_VERDICT = Table("manifest_verdict", pa.schema([REJECT_REASON]))
+RETRY = Table("retry", pa.schema([RETRY_OF, RETRY_REASON]))  # of shards that `--retry` has added, row by row
+BLOCKLISTED = Table(  # all that is recorded of the images of a shard that are on a list; not aligned with its rows
+    "blocklisted",
+    pa.schema(
+        [
+            SHA256,
+            pa.field("time", pa.timestamp("s", "UTC"), metadata=_NOT_CONTENT),  # when it was recognised
+            pa.field("list", pa.string()),  # file name of the list
+        ]
+    ),
+)
 
 
 EMBED = Table("embed", pa.schema([pa.field("embedding", pa.list_(pa.float16()))]))  # of any encoder; see ``embed``
@@ -187,6 +203,7 @@ REASONS = {
     "excluded_url": "on a list of manifest.exclude.urls",
     "excluded_domain": "on a list of manifest.exclude.domains",
     "excluded_id": "on a list of manifest.exclude.ids",
+    "blocklisted": "on a list of fetch.blocked_hashes; neither its bytes nor its link are kept",
 }
 
 IMAGE_REASONS = frozenset(
@@ -200,5 +217,6 @@ IMAGE_REASONS = frozenset(
         "too_large",  # bytes
         "too_small",  # a side under the minimum
         "bad_aspect",
+        "too_many_frames",
     }
 )

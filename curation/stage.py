@@ -86,6 +86,7 @@ class ShardView:
         read: Returns a table, or some of its columns.
         images: Yields ``(row, encoded bytes)`` for the rows asked for.
         tar: Path of the blurred tar relative to the run; empty if there is none.
+        is_retry: Whether each row tries one of an earlier shard again, see ``schema.RETRY``.
     """
 
     collection: str
@@ -95,6 +96,7 @@ class ShardView:
     read: Callable[..., pa.Table] = field(repr=False)
     images: Callable[[npt.NDArray[np.int64]], Iterator[tuple[int, bytes]]] = field(repr=False)
     tar: str = ""
+    is_retry: bool = False
 
     @cached_property
     def kept(self) -> npt.NDArray[np.bool_]:

@@ -53,6 +53,8 @@ class Marker:
         seconds: Time the work took.
         skipped: What a crawl left out, by reason.
         sizes: Bytes of each of ``files``, so that one that was cut short is found by listing.
+        retries: Of a crawl: first and last but one of each range of shards that try rows of earlier ones again.
+        read: Of a crawl: fingerprints of the inputs that it has read.
     """
 
     fingerprint: str
@@ -65,6 +67,8 @@ class Marker:
     seconds: float = 0.0
     skipped: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    retries: list[list[int]] = field(default_factory=list)
+    read: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -235,10 +239,7 @@ class Run:
             table: One row a row of the shard.
             marker: Fields of ``Marker`` but ``digest``, ``num_rows`` and ``files["table"]``.
         """
-        path = self.new_path(collection, step, shard, "parquet")
-        with self.create(path) as stream:
-            pq.write_table(table, stream, compression="zstd", row_group_size=16_384, write_page_checksum=True)
-        files = {**marker.get("files", {}), "table": path}
+        files = {**marker.get("files", {}), "table": self._write_table(collection, step, shard, table)}
         made = Marker(
             **{
                 **marker,
@@ -250,6 +251,25 @@ class Run:
         )
         self.write_marker(collection, step, shard, made)
         return made
+
+    def replace(self, collection: str, step: str, shard: int, table: pa.Table) -> None:
+        """Put a table in the place of one that says more than may be kept, and delete that one.
+
+        The marker keeps its content digest: what was made from the old table is not made again.
+        """
+        marker = self.marker(collection, step, shard)
+        if marker is None:
+            raise CorruptError(f"{self.url}: {collection}/{step} shard {shard:08d} is not finished")
+        path = self._write_table(collection, step, shard, table)
+        files, sizes = {**marker.files, "table": path}, {**marker.sizes, "table": self.fs.size(self.path(path))}
+        self.write_marker(collection, step, shard, Marker(**{**asdict(marker), "files": files, "sizes": sizes}))
+        self.remove(marker.files["table"])
+
+    def _write_table(self, collection: str, step: str, shard: int, table: pa.Table) -> str:
+        path = self.new_path(collection, step, shard, "parquet")
+        with self.create(path) as stream:
+            pq.write_table(table, stream, compression="zstd", row_group_size=16_384, write_page_checksum=True)
+        return path
 
     def write_marker(self, collection: str, step: str, shard: int, marker: Marker) -> None:
         """Write a shard's marker.

@@ -16,13 +16,11 @@ Sources:
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from numba.extending import intrinsic
 
 from curation.errors import DimensionError
-from curation.indexes.compiled import compiled
+from curation.indexes.compiled import compiled, intrinsic
 from curation.indexes.preselect import thread_count
 from curation.indexes.vectors import Singles, Vectors, blocks, check_shape, widen
 
@@ -92,14 +90,15 @@ def compare(left_PC: Words, right_PC: Words) -> tuple[npt.NDArray[np.uint8], npt
     return equal_PR, distances_P2
 
 
-def _popcount(typingctx: Any, word: Any) -> Any:
+@intrinsic
+def popcount(typingctx: Any, word: Any) -> Any:
+    """Return the number of bits set in a uint64; for kernels to call."""
+    import numba
+
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return numba.uint64(numba.uint64), generate
-
-
-popcount: Any = intrinsic(_popcount)  # the number of bits set in a uint64; for kernels to call
 
 
 @compiled

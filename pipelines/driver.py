@@ -3,21 +3,26 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Protocol
 
 from curation import config as settings
 from curation import schema
-from curation.errors import ConfigError, CorruptError, DiskFullError, LeaseError, UsageError
+from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
+from curation.lease import Lease
 from curation.models.weights import registered
-from curation.pipelines import blocks, kmeans_rounds
+from curation.pipelines import crawl_parts, kmeans_rounds
 from curation.pipelines.context import Context
+from curation.pipelines.discard import check_finished
 from curation.pipelines.freshness import Assessed, assess, collections, folders
-from curation.pipelines.image_pass import forget_raw, has_raw, is_last_to_read_raw
+from curation.pipelines.growth import Growth
+from curation.pipelines.growth import check as growth_check
+from curation.pipelines.image_pass import has_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.purge import rejected_but_stored
-from curation.pipelines.units import Done, Unit, crawl_marker
+from curation.pipelines.redact import redact_retried
+from curation.pipelines.units import Done, Unit
+from curation.pipelines.upkeep import is_crawled, mend, tidy
 
 
 class Runner(Protocol):
@@ -61,13 +66,20 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """Something that was asked for and done, or had not to be done."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class RowsDone:
     """Rows of a unit at work have been worked on; comes from the threads that work."""
 
     num_rows: int
 
 
-Event = StepStarted | RowsDone | Done | StepEnded | Warned
+Event = StepStarted | RowsDone | Done | StepEnded | Warned | Noted
 
 
 @dataclass(frozen=True)
@@ -79,12 +91,16 @@ class Request:
         only: Refuse instead of running anything before the stage.
         redo: Stages to do again although they are finished.
         refit: Fit PCA, index and centroids again.
+        retry: Reasons, see ``retry.wanted_reasons``: links that failed for them are tried again in new shards.
+        extend: Read all inputs again, for links that are not there yet.
     """
 
     stage: str = "manifest"
     only: bool = False
     redo: frozenset[str] = field(default_factory=frozenset)
     refit: bool = False
+    retry: tuple[str, ...] = ()
+    extend: bool = False
 
 
 def bring_up(
@@ -103,23 +119,72 @@ def bring_up(
     for stage in request.redo:
         plan.check_stage(stage)
     _check_request(context, steps, request)
+    growth_check(
+        request.stage, [step.stage for step in steps], request.only, request.retry, request.extend, request.redo
+    )
+    grows_behind = [step for step in steps if step.kind in ("crawl", "fetch")][-1]
     with context.run.lease() as lease:
-        _mend(context, plan, request, on_event)
+        check_finished(context)
+        for message in mend(context, plan, request.redo):
+            on_event(Warned(message))
         tidy(context, plan, steps)
         context.run.write_bytes("run.yaml", settings.dump(context.config).encode())
         asked = context.should_stop
         context.should_stop = lambda: asked() or lease.lost.is_set()
         context.on_rows = lambda num_rows: on_event(RowsDone(num_rows))
         try:
+            growth = Growth(context, plan, request.retry, request.extend)
+            is_read: set[str] = set()  # collections whose inputs this request reads
             for step in steps:
-                _bring_up_step(context, plan, step, request, runner, on_event)
-                if lease.lost.is_set():
-                    raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
-                if asked():
-                    raise KeyboardInterrupt
+                if step.kind == "crawl":
+                    is_read |= {name for name in collections(context, step) if not is_crawled(context, name)}
+                _bring_up_step(context, plan, step, request, growth, runner, on_event)
+                _check_stop(context, lease, asked)
+                grown = _grow(context, plan, request, growth, is_read, runner, on_event) if step == grows_behind else ()
+                for _ in grown:
+                    _check_stop(context, lease, asked)
+                    _bring_up_step(context, plan, step, request, growth, runner, on_event)
+                    _check_stop(context, lease, asked)
         finally:
             context.should_stop = asked
         tidy(context, plan, steps)
+
+
+def _check_stop(context: Context, lease: Lease, asked: Callable[[], bool]) -> None:
+    if lease.lost.is_set():
+        raise LeaseError(f"{context.run.url}: another process has taken this run over; this one stops")
+    if asked():
+        raise KeyboardInterrupt
+
+
+def _grow(
+    context: Context,
+    plan: Plan,
+    request: Request,
+    growth: Growth,
+    is_read: set[str],
+    runner: Runner,
+    on_event: Callable[[Event], None],
+) -> Iterator[None]:
+    """Add the shards that a request asks for to what is fetched; yield where the caller is to fetch them.
+
+    Links to try again and new links may be of one host: it is asked for one kind after the other, at its rate.
+    """
+    grew = False
+    for is_more, message in growth.retry():
+        grew |= is_more
+        on_event(Noted(message))
+    if grew:
+        yield
+    units = growth.extensions(but=is_read)
+    if units and request.only and request.stage not in ("crawl", "fetch"):
+        raise UsageError(f"--only {request.stage}: inputs were added since the crawl; leave out --only")
+    grew = False
+    for done in crawl_parts.run(runner, context, plan, plan.step("crawl"), units):
+        on_event(Noted(f"{done.unit.collection}: {done.num_rows:,} new links"))
+        grew |= done.num_rows > 0
+    if grew:
+        yield
 
 
 def redo_cost(context: Context, plan: Plan, stages: frozenset[str], last: str = "manifest") -> list[str]:
@@ -175,69 +240,22 @@ def _check_request(context: Context, steps: Sequence[Step], request: Request) ->
                 )
 
 
-def _mend(context: Context, plan: Plan, request: Request, on_event: Callable[[Event], None]) -> None:
-    """Take back the markers of outputs whose files are missing or cut short, so that they are made again.
-
-    Raises:
-        CorruptError: What is damaged cannot be made again unless it is asked for.
-    """
-    steps = {step.name: step for step in plan.steps}
-    known = _collections(context)
-    for collection, name, shard, path in list(context.run.damaged([*known, *_block_folders(context, plan)])):
-        step = steps.get(name)
-        if step is not None and (step.protected or step.reads_raw):
-            redo = dict.fromkeys(("fetch", step.stage) if step.reads_raw else (step.stage,))
-            if not set(redo) <= request.redo:
-                asked = " ".join(f"--redo {stage}" for stage in redo)
-                raise CorruptError(f"{context.run.url}: {path} is missing or cut short; `{asked}` makes it again")
-        on_event(Warned(f"{path} is missing or cut short; it is made again"))
-        context.run.forget(collection, name, shard)
-
-
-def tidy(context: Context, plan: Plan, steps: Sequence[Step]) -> None:
-    """Delete what killed attempts left, and fetched bytes whose blurred copy is finished."""
-    known = _collections(context)
-    for collection in known:
-        crawled = context.run.artefact_marker(crawl_marker(collection))
-        if crawled is not None:
-            context.run.forget_shards(collection, crawled.num_shards)
-    blocks.forget_gone(context, plan)
-    for step in steps:
-        if step.kind != "images" or not any(is_last_to_read_raw(step, collection) for collection in known):
-            continue
-        if not all(map(partial(_is_crawled, context), collections(context, step))):
-            continue
-        for found in assess(context, plan, step):
-            unit = found.unit
-            if found.state == "done" and unit.shard is not None and is_last_to_read_raw(step, unit.collection):
-                forget_raw(context, unit.collection, unit.shard)
-    context.run.collect_garbage([*known, *_block_folders(context, plan)])
-
-
-def _collections(context: Context) -> list[str]:
-    return [name for kind in ("pool", "seeds", "references") for name in context.collections(kind)]
-
-
-def _block_folders(context: Context, plan: Plan) -> list[str]:
-    return [folder for step in plan.steps if step.kind == "blocks" for folder in blocks.places(context, step)]
-
-
-def _is_crawled(context: Context, collection: str) -> bool:
-    return context.run.artefact_marker(crawl_marker(collection)) is not None
-
-
 def _bring_up_step(
     context: Context,
     plan: Plan,
     step: Step,
     request: Request,
+    growth: Growth,
     runner: Runner,
     on_event: Callable[[Event], None],
 ) -> None:
     start = time.monotonic()
     assessed = list(assess(context, plan, step))
     pending = [found for found in assessed if _is_pending(context, found, step, request)]
-    _say_what_stays(step, [found for found in assessed if found not in pending], on_event)
+    kept = [found for found in assessed if found not in pending]
+    if step.kind == "crawl":
+        kept = [found for found in kept if not growth.unread(found.unit.collection)]
+    _say_what_stays(step, kept, on_event)
     if not pending:
         on_event(StepEnded(step, True, 0.0))
         return
@@ -259,8 +277,10 @@ def _bring_up_step(
         )
         for unit in (found.unit for found in pending)
     ]
-    do = kmeans_rounds.run if step.in_rounds else _at_once
+    do = kmeans_rounds.run if step.in_rounds else crawl_parts.run if step.kind == "crawl" else _at_once
     for done in do(runner, context, plan, step, units):
+        if step.kind == "fetch" and done.unit.shard is not None:
+            redact_retried(context, done.unit.collection, done.unit.shard)
         on_event(done)
     if step.name == schema.NSFW_VERDICT.name:
         stored = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
@@ -325,10 +345,11 @@ def _say_what_stays(step: Step, kept: Sequence[Assessed], on_event: Callable[[Ev
         return
     changed = sorted({name for found in stale for name in found.changed})
     redo = f"--redo fetch --redo {step.stage}" if step.reads_raw else f"--redo {step.stage}"
+    more = "`--extend` adds the links that are new, " if step.kind == "crawl" else ""
     on_event(
         Warned(
             f"{step.name}: {len(stale)} of {len(kept)} finished units were made with other {', '.join(changed)} and "
-            f"are kept as they are; `{redo}` makes them again"
+            f"are kept as they are; {more}`{redo}` makes them again"
         )
     )
 

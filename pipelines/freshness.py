@@ -158,6 +158,7 @@ def _has_its_tables(context: Context, plan: Plan, step: Step, unit: Unit) -> boo
 
 def _fixed_inputs(context: Context, plan: Plan, step: Step) -> dict[str, str]:
     inputs = {"step": step.name, "version": str(step.version)}
+    inputs |= {f"setting {name}": text for name, text in step.told(context.config).items()}
     for name in step.weights(context.config):
         inputs[f"weights {name}"] = context.weights(name).sha256
     for needed in step.needs:

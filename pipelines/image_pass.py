@@ -390,7 +390,7 @@ def encoded(
         StageError: If the source has changed.
     """
     store = context.run
-    images = store.read_table(collection, "fetch", shard, ["image_id", "num_bytes", "raw_offset"])
+    images = store.read_table(collection, "fetch", shard, ["image_id", "num_bytes", "raw_offset", "raw_id"])
     blurred = store.marker(collection, "faces", shard)
     fetched = store.marker(collection, "fetch", shard)
     in_place: list[int] = []
@@ -400,7 +400,7 @@ def encoded(
         table = store.read_table(collection, "faces", shard, ["tar_offset", "stored_bytes", "stored_id"])
         path, offsets, sizes, names = blurred.files["images"], table.column(0), table.column(1), table.column(2)
     else:
-        offsets, sizes, names = (images.column(name) for name in ("raw_offset", "num_bytes", "image_id"))
+        offsets, sizes, names = (images.column(name) for name in ("raw_offset", "num_bytes", "raw_id"))
         if collection.startswith("references/"):
             in_place = [int(row) for row in rows if not offsets[row].is_valid]
     if path and len(in_place) < len(rows):

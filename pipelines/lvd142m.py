@@ -1,17 +1,21 @@
 """The plan of LVD-142M: every stage, its steps, and what shapes their output."""
 
 import hashlib
+import json
 from typing import Any
 
 from curation import __version__, schema
 from curation.config import EmbedConfig, RunConfig
+from curation.crawl.blocked import blocked_images
+from curation.crawl.policy import UrlPolicy, policy_settings
+from curation.crawl.robots import product_token
 from curation.encoder_presets import HUB
 from curation.errors import ConfigError, InputError
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX
 from curation.pipelines.context import Context
 from curation.pipelines.dedup_steps import UNIQUE, deduplicate
 from curation.pipelines.faces_stage import faces_stage
-from curation.pipelines.freshness import assess
+from curation.pipelines.freshness import assess, collections
 from curation.pipelines.ingest import inputs_of
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.step_settings import limits, plain
@@ -48,7 +52,7 @@ def _bring_in() -> tuple[Step, ...]:
             "crawl",
             "crawl",
             "crawl",
-            2,
+            3,
             _ALL,
             _nothing,
             writes=schema.CRAWL,
@@ -56,7 +60,10 @@ def _bring_in() -> tuple[Step, ...]:
             settings=lambda config, collection: {
                 "inputs": [plain(entry) for entry in inputs_of(config, collection)],
                 "shards": plain(config.shards),
-                "crawl": plain(config.crawl),
+                "crawl": plain(
+                    config.crawl, "max_download_bytes", "input_attempts", "input_backoff_s", "input_timeout_s"
+                ),
+                "agent": product_token(config.fetch.user_agent),  # pages may address it
             },
         ),
         Step(
@@ -73,9 +80,13 @@ def _bring_in() -> tuple[Step, ...]:
                 "images": limits(config),
                 "max_bytes": config.fetch.max_bytes,
                 "max_redirects": config.fetch.max_redirects,
-                "respect_robots": config.fetch.respect_robots,
+                "resize": config.fetch.resize and plain(config.fetch.resize),
+                "consent": plain(config.fetch.consent),
+                "policy": policy_settings(config.fetch.policy),
                 "allow_private_addresses": config.fetch.allow_private_addresses,
             },
+            told=lambda config: {"consent": json.dumps(plain(config.fetch.consent), sort_keys=True)},
+            check=_check_fetch,
         ),
     )
 
@@ -339,6 +350,7 @@ def _select() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "exclude": {name: _list_digests(paths) for name, paths in config.manifest.exclude},
                 "as_is": sorted(name for name, seeds in config.seeds.items() if seeds.as_is),
+                **_blocked(config),
             },
         ),
     )
@@ -401,6 +413,12 @@ def _index(context: Context) -> IndexStage:
     return IndexStage(context.config.index, context.config.seed, num_threads=context.num_threads("index"))
 
 
+def _check_fetch(config: RunConfig) -> None:
+    """Refuse lists that cannot be read, before a request is sent; workers find those of domains sorted in the cache."""
+    blocked_images(config.fetch, config.images)
+    UrlPolicy.load(config.fetch.policy)
+
+
 def _check_encoder(config: RunConfig) -> None:
     """Refuse an encoder that cannot work; the default one can, and timm takes seconds to import."""
     default = EmbedConfig()
@@ -429,11 +447,21 @@ def _manifest(context: Context) -> ManifestStage:
         "version": __version__,
         "weights": weights,
         "accept_licenses": list(context.config.accept_licenses),
-        "respect_robots": context.config.fetch.respect_robots,
+        "consent": {**_consent(context, plan), "user_agent": context.config.fetch.user_agent},
         "config": context.config.model_dump(mode="json"),
         "made_with_other_settings": _kept_stale(context, plan),
     }
     return ManifestStage(context.config, verdicts, provenance)
+
+
+def _consent(context: Context, plan: Plan) -> dict[str, bool]:
+    """Return which checks of ``fetch.consent`` are on, and were whenever an image was fetched."""
+    found = [plain(context.config.fetch.consent)]
+    for collection in collections(context, plan.step("fetch")):
+        markers = context.run.markers(collection, "fetch").values()
+        texts = {marker.inputs["setting consent"] for marker in markers if "setting consent" in marker.inputs}
+        found += [json.loads(text) for text in sorted(texts)]
+    return {name: all(checks.get(name, True) for checks in found) for name in found[0]}
 
 
 def _kept_stale(context: Context, plan: Plan) -> dict[str, list[str]]:
@@ -461,7 +489,13 @@ def _encoder_settings(config: RunConfig) -> dict[str, Any]:
     return plain(config.embed, "preset", "weights")  # weights count by their digest
 
 
-def _list_digests(paths: Any) -> list[str]:
+def _blocked(config: RunConfig) -> dict[str, Any]:
+    """Return what lists of images say: those that came to be listed once they were fetched are in no manifest."""
+    paths = config.fetch.blocked_hashes
+    return {"blocked_hashes": _list_digests(paths, "fetch.blocked_hashes")} if paths else {}
+
+
+def _list_digests(paths: Any, setting: str = "manifest.exclude") -> list[str]:
     """Return the digests of exclusion lists: what they say shapes the manifest, not where they lie."""
     digests = []
     for path in paths:
@@ -469,7 +503,7 @@ def _list_digests(paths: Any) -> list[str]:
             with open(path, "rb") as stream:
                 digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
         except OSError as error:
-            raise InputError(f"manifest.exclude: {path} cannot be read: {error.strerror}") from error
+            raise InputError(f"{setting}: {path} cannot be read: {error.strerror}") from error
     return digests
 
 

@@ -44,6 +44,7 @@ class Step:
         in_rounds: A reduce whose work is split into parts, iteration by iteration, see ``kmeans_rounds``.
         protected: Never redone unless asked for, because its inputs are gone or cost other people something.
         settings: Settings that shape the output, as plain values, for a collection.
+        told: Those of them that markers also keep in words, so that it can be told under which an output was made.
         weights: Names of the weights that shape the output.
         check: Refuses settings that cannot work, before a run starts.
         make: Builds the stage in the process that runs it.
@@ -69,6 +70,7 @@ class Step:
     in_rounds: bool = False
     protected: bool = False
     settings: Callable[[RunConfig, str], dict[str, Any]] = field(default=lambda config, collection: {}, repr=False)
+    told: Callable[[RunConfig], dict[str, str]] = field(default=lambda config: {}, repr=False)
     pairs: Callable[[Context], list[tuple[str, str]]] = field(default=lambda context: [], repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)
     check: Callable[[RunConfig], None] = field(default=lambda config: None, repr=False)

@@ -6,60 +6,43 @@ are fewer units than workers, such as a fit, each is told how many cores it has 
 that started them, and leave Ctrl-C to it.
 """
 
-import ctypes
-import multiprocessing
-import os
 import signal
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from typing import Any
 
-import yaml
-
 from curation import config as settings
-from curation.config import RunConfig
 from curation.crashes import watch
-from curation.errors import CurationError, StageError
+from curation.errors import StageError
 from curation.pipelines.context import Context
-from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.units import Done, Unit, cores_of_each
-from curation.pipelines.work import execute
-from curation.store import Run
+from curation.pipelines.worker_process import Spawner, WorkerProcess
 
 _POLL_S = 0.2
 _DEATHS_OF_A_UNIT = 4  # that told nothing about an image, see curation/crashes.py
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Connection
-    unit: Unit | None = None
 
 
 class ProcessRunner:
-    """Run at most ``num_workers`` units at a time, each in a process of its own."""
+    """Run at most ``num_workers`` units at a time, each in a process of its own.
 
-    def __init__(self, num_workers: int) -> None:
+    Args:
+        num_workers: Processes.
+        spawner: One that may have started some of them already; None: a new one.
+    """
+
+    def __init__(self, num_workers: int, spawner: Spawner | None = None) -> None:
         self.num_workers = num_workers
-        self._processes = multiprocessing.get_context("spawn")  # forked threads of torch and Arrow would hang
-        self._stop = self._processes.Event()
-        self._workers: list[_Worker] = []
-        self._key: tuple[str, ...] = ()
+        self._spawner = spawner or Spawner()
+        self._stop = self._spawner.stop
+        self._workers: list[WorkerProcess] = []
+        self._key = ("", "", "")
 
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
-            worker.pipe.close()
-            worker.process.join(0.2)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.close()
         self._workers.clear()
 
     def run(self, context: Context, plan: Plan, step: Step, units: Sequence[Unit]) -> Iterator[Done]:
@@ -110,7 +93,7 @@ class ProcessRunner:
         if failed is not None:
             raise failed
 
-    def _news(self, busy: Sequence[_Worker]) -> Iterator[tuple[_Worker, str, Any]]:
+    def _news(self, busy: Sequence[WorkerProcess]) -> Iterator[tuple[WorkerProcess, str, Any]]:
         by_pipe = {worker.pipe: worker for worker in busy}
         for pipe in wait(list(by_pipe), _POLL_S):
             worker = by_pipe[pipe]  # type: ignore[index]
@@ -127,57 +110,12 @@ class ProcessRunner:
             self.close()
             self._key = key
         while len(self._workers) < num_workers:
-            self._workers.append(self._spawn())
+            self._workers.append(self._spawner.spawn(*self._key))
 
-    def _spawn(self) -> _Worker:
-        ours, theirs = self._processes.Pipe()
-        process = self._processes.Process(
-            target=_serve, args=(theirs, self._stop, os.getpid(), *self._key), name="curation-worker", daemon=True
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours)
-
-    def _replace(self, context: Context, worker: _Worker) -> None:
+    def _replace(self, context: Context, worker: WorkerProcess) -> None:
         worker.pipe.close()
-        fresh = self._spawn()
+        fresh = self._spawner.spawn(*self._key)
         worker.process, worker.pipe = fresh.process, fresh.pipe
-
-
-def _serve(pipe: Connection, stop: Any, parent: int, url: str, config: str, fence: str) -> None:
-    """Do units until the pipe closes."""
-    _die_with(parent)
-    watch().enforce_deadlines()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run = Run(url)
-    run.fence = fence
-    parsed = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
-    plan = build_plan(parsed)
-    step, context = "", Context(run, parsed)
-    while True:
-        try:
-            unit, num_cores = pipe.recv()
-        except EOFError:
-            return
-        if unit.step != step:  # let the model of the step before go
-            step, context = unit.step, Context(run, parsed, stop.is_set)
-            context.on_rows = lambda num_rows: pipe.send(("rows", num_rows))
-        context.num_cores = num_cores
-        try:
-            message: tuple[str, Any] = ("done", execute(context, plan, unit))
-        except InterruptedError:
-            message = ("stopped", None)
-        except CurationError as error:
-            message = ("error", error)
-        pipe.send(message)
-
-
-def _die_with(parent: int) -> None:
-    """End when the parent does: what an orphan writes would meet the next run's clearing up."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this line
-        os._exit(1)
 
 
 def _died(step: Step, unit: Unit, code: int | None, times: int) -> StageError:

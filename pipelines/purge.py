@@ -10,11 +10,10 @@ from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from curation import schema
 from curation.pipelines.context import Context
-from curation.tars import TarWriter
+from curation.pipelines.tar_rewrite import BLURRED, rewrite
 
 
 def rejected_but_stored(context: Context) -> Iterator[tuple[str, int, npt.NDArray[np.bool_]]]:
@@ -49,18 +48,8 @@ def _rewrite(context: Context, collection: str, shard: int, rejected: npt.NDArra
         return
     table = run.read_table(collection, schema.FACES.name, shard)
     ids = run.read_table(collection, schema.FETCH.name, shard, ["image_id"]).column(0).to_pylist()
-    columns = (table.column(name).to_pylist() for name in ("tar_offset", "stored_bytes", "stored_format"))
-    path = run.new_path(collection, "images", shard, "tar")
-    offsets: list[int | None] = []
-    with run.open(marker.files["images"]) as old, run.create(path) as stream, TarWriter(stream) as tar:
-        for image_id, gone, (offset, size, kind) in zip(ids, rejected, zip(*columns, strict=True), strict=True):
-            if gone or offset is None:
-                offsets.append(None)
-                continue
-            old.seek(offset)
-            offsets.append(tar.add(image_id, old.read(size), kind))
-    place = table.schema.get_field_index("tar_offset")
-    table = table.set_column(place, table.schema.field(place), pa.array(offsets, pa.int64()))
+    names = [None if gone else name for name, gone in zip(ids, rejected, strict=True)]
+    files, table = rewrite(run, (collection, "images", shard), marker, names, table, BLURRED)
     fields = {name: asdict(marker)[name] for name in ("fingerprint", "inputs", "covers", "seconds")}
-    run.commit(collection, schema.FACES.name, shard, table, {**fields, "files": {"images": path}})
+    run.commit(collection, schema.FACES.name, shard, table, {**fields, "files": files})
     run.remove(marker.files["images"])

@@ -9,18 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.errors import CorruptError
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.units import crawl_marker, shard_markers
+from curation.pipelines.retry import retry_reasons
+from curation.pipelines.units import crawl_marker, is_retry, shard_markers
 from curation.report.overview import CollectionOverview, FetchOverview, FunnelEntry, HostOverview
 from curation.stages.funnel import Funnel
-from curation.store import Run
+from curation.store import Marker, Run
 
 T = TypeVar("T")
 
@@ -100,72 +99,120 @@ def tally(context: Context, plan: Plan, collection: str) -> CollectionOverview:
         collection,
         True,
         len(rows),
-        sum(rows.values()),
+        sum(n if not is_retry(crawled, shard) else 0 for shard, n in rows.items()),
         dict(sorted(crawled.skipped.items(), key=lambda item: (-item[1], item[0]))),
-        _funnel(context, plan, collection, rows),
-        _fetched(run, collection, rows),
+        _funnel(context, plan, collection, rows, crawled),
+        _fetched(run, collection, rows, crawled),
         image_bytes,
         raw_bytes,
     )
 
 
-def _funnel(context: Context, plan: Plan, collection: str, rows: dict[int, int]) -> tuple[FunnelEntry, ...]:
+def _funnel(
+    context: Context, plan: Plan, collection: str, rows: dict[int, int], crawled: Marker
+) -> tuple[FunnelEntry, ...]:
     verdicts = finished_verdicts(context, plan, collection, rows)
     funnel = Funnel(["crawl", *(step.stage for step in verdicts)])
     for shard, num_rows in rows.items():
         found = reasons(context.run, collection, shard, num_rows, verdicts)
-        funnel.add(num_rows, [(step.stage, column) for step, column in found])
+        again = retry_reasons(context, collection, shard, crawled)
+        funnel.add(num_rows, [(step.stage, column) for step, column in found], again)
     return tuple(FunnelEntry(row["stage"], row["in"], row["out"], row["rejected"]) for row in funnel.rows())
 
 
-def _fetched(run: Run, collection: str, rows: dict[int, int]) -> FetchOverview | None:
+def _fetched(run: Run, collection: str, rows: dict[int, int], crawled: Marker) -> FetchOverview | None:
     markers = run.markers(collection, "fetch")
     done = {shard: n for shard, n in rows.items() if shard in markers and markers[shard].num_rows == n}
     if not done:
         return None
     hosts = HostTally()
     rejected: Counter[str] = Counter()
-    kept = 0
-    for shard, num_rows in done.items():
-        urls = read_aligned(run, collection, "crawl", shard, ["url"], num_rows).column(0)
-        why = read_aligned(run, collection, "fetch", shard, ["reject_reason"], num_rows).column(0)
-        failed = why.is_valid().to_numpy()
-        hosts.add(urls, failed)
-        kept += num_rows - int(failed.sum())
-        rejected.update({entry["values"]: entry["counts"] for entry in why.drop_null().value_counts().to_pylist()})
-    ordered = dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0])))
-    return FetchOverview(sum(done.values()), kept, ordered, hosts.top(_TOP_HOSTS), hosts.exact)
+    num_rows = num_retried = num_recovered = 0
+    for shard, here in done.items():
+        urls = read_aligned(run, collection, "crawl", shard, ["url"], here).column(0)
+        why = read_aligned(run, collection, "fetch", shard, ["reject_reason"], here).column(0)
+        num_rows += here
+        _count(rejected, why, 1)
+        hosts.add(urls, why)
+        if is_retry(crawled, shard):  # the rows that these try again count no more
+            before = read_aligned(run, collection, "retry", shard, ["retry_reason"], here).column(0)
+            num_rows -= here
+            num_retried += here
+            num_recovered += why.null_count
+            _count(rejected, before, -1)
+            hosts.add(urls, before, -1)
+    ordered = dict(sorted(((reason, count) for reason, count in rejected.items() if count), key=_largest_first))
+    kept = num_rows - rejected.total()
+    return FetchOverview(
+        num_rows,
+        kept,
+        ordered,
+        hosts.top(_TOP_HOSTS),
+        hosts.exact,
+        hosts.failing(_TOP_HOSTS),
+        num_retried,
+        num_recovered,
+    )
+
+
+def _count(counts: Counter[str], reasons: pa.ChunkedArray, sign: int) -> None:
+    for entry in reasons.drop_null().value_counts().to_pylist():
+        counts[entry["values"]] += sign * entry["counts"]
+
+
+def _largest_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
 
 
 class HostTally:
-    """Rows and failures of each host.
+    """Rows and failures of each host, by reason.
 
-    There may be more hosts than fit into memory: when more than ``max_hosts`` are known, the smaller half is forgotten,
-    and counts are lower bounds from then on.
+    There may be more hosts than fit into memory: when more than ``max_hosts`` are known, those that are not among the
+    half with the most rows or the half with the most failures are forgotten, and counts are lower bounds from then on.
     """
 
     def __init__(self, max_hosts: int = _MAX_HOSTS) -> None:
         self.exact = True
         self._max_hosts = max_hosts
-        self._hosts: dict[str, tuple[int, int]] = {}
+        self._hosts: dict[str, Counter[str]] = {}  # reason → rows; the empty reason: all rows
 
-    def add(self, urls: pa.ChunkedArray, failed: npt.NDArray[np.bool_]) -> None:
-        """Count rows by the host of their URL; one without a host counts for the host ''."""
-        hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host").fill_null("")
-        counts = pa.table({"host": hosts, "failed": failed.astype(np.int64)}).group_by("host")
-        for entry in counts.aggregate([("failed", "count"), ("failed", "sum")]).to_pylist():
-            num_rows, num_failed = self._hosts.get(entry["host"], (0, 0))
-            self._hosts[entry["host"]] = (num_rows + entry["failed_count"], num_failed + entry["failed_sum"])
+    def add(self, urls: pa.ChunkedArray, reasons: pa.ChunkedArray, sign: int = 1) -> None:
+        """Count rows by the host of their URL and by why they failed (null: not at all).
+
+        A URL without a host counts for the host ''; a row without a URL, whose link is not kept, does not count.
+        """
+        hosts = pc.struct_field(pc.extract_regex(urls.drop_null(), _HOST), "host").fill_null("")
+        why = reasons.filter(urls.is_valid())
+        rows = pa.table({"host": hosts, "reason": why}).group_by(["host", "reason"]).aggregate([([], "count_all")])
+        for entry in rows.to_pylist():
+            counts = self._hosts.setdefault(entry["host"], Counter())
+            counts[""] += sign * entry["count_all"]
+            if entry["reason"] is not None:
+                counts[entry["reason"]] += sign * entry["count_all"]
         if len(self._hosts) > self._max_hosts:
-            self._hosts = dict(self._ordered()[: self._max_hosts // 2])
+            half = self._max_hosts // 4
+            self._hosts = dict([*self._most_rows()[:half], *self._most_failures()[:half]])
             self.exact = False
 
     def top(self, number: int) -> tuple[HostOverview, ...]:
         """Return the hosts with the most rows."""
-        return tuple(HostOverview(host, *counts) for host, counts in self._ordered()[:number])
+        return tuple(_host(host, counts) for host, counts in self._most_rows()[:number])
 
-    def _ordered(self) -> list[tuple[str, tuple[int, int]]]:
-        return sorted(self._hosts.items(), key=lambda item: (-item[1][0], item[0]))
+    def failing(self, number: int) -> tuple[HostOverview, ...]:
+        """Return the hosts with the most failures, those that have any."""
+        found = (_host(host, counts) for host, counts in self._most_failures()[:number])
+        return tuple(host for host in found if host.num_failed > 0)
+
+    def _most_rows(self) -> list[tuple[str, Counter[str]]]:
+        return sorted(self._hosts.items(), key=lambda item: (-item[1][""], item[0]))
+
+    def _most_failures(self) -> list[tuple[str, Counter[str]]]:
+        return sorted(self._hosts.items(), key=lambda item: (item[1][""] - item[1].total(), item[0]))
+
+
+def _host(host: str, counts: Counter[str]) -> HostOverview:
+    reasons = sorted(((reason, count) for reason, count in counts.items() if reason and count > 0), key=_largest_first)
+    return HostOverview(host, max(0, counts[""]), sum(count for _, count in reasons), dict(reasons))
 
 
 def _tar_bytes(run: Run, folder: str) -> int:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from curation.crawl.inputs import InputPart
 from curation.errors import InputError
 from curation.fingerprint import fingerprint
 from curation.pipelines.context import Context
@@ -25,6 +26,21 @@ class Part:
     round: int
     shards: tuple[int, ...]
     limit: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one worker does of a crawl, see ``crawl_parts``.
+
+    Attributes:
+        key: Names the crawl: its settings and its inputs.
+        num_parts: Parts of its inputs.
+        part: What is to be read; None: all parts have been read, and their links are to be cut into shards.
+    """
+
+    key: str
+    num_parts: int
+    part: InputPart | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class Unit:
         part: A part of a reduce that goes in rounds; ``shard`` is then the number of the part.
         with_steps: Image steps that were never done on the shard and share its pass: one read, one decode.
         block: The two groups of a block; the same one twice: it is compared with itself.
+        extend: Of a crawl: numbers of the inputs whose new links are to be added to those that are there.
+        reading: A part of a crawl, ``shard`` is then the number of the part; or the cut that ends it.
     """
 
     step: str
@@ -61,6 +79,8 @@ class Unit:
     with_steps: tuple[str, ...] = ()
     part: Part | None = None
     block: tuple[Span, Span] | None = None
+    extend: tuple[int, ...] = ()
+    reading: Reading | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -93,6 +113,11 @@ def cores_of_each(num_workers: int, units: Sequence[Unit]) -> int:
 def crawl_marker(collection: str) -> str:
     """Return the name under which the crawl of a collection is recorded."""
     return f"crawl.{collection.replace('/', '.')}"
+
+
+def is_retry(crawled: Marker, shard: int) -> bool:
+    """Whether a shard of a collection tries rows of earlier shards again."""
+    return any(first <= shard < stop for first, stop in crawled.retries)
 
 
 def shard_markers(context: Context, collection: str) -> dict[int, Marker]:

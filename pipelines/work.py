@@ -18,7 +18,7 @@ from curation.fingerprint import content_digest, fingerprint
 from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.units import Done, Span, Unit, shard_markers
+from curation.pipelines.units import Done, Span, Unit, crawl_marker, is_retry, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
 from curation.store import Marker, disk_full_is_said
@@ -38,7 +38,8 @@ def execute(context: Context, plan: Plan, unit: Unit) -> Done:
     try:
         with disk_full_is_said(context.run.url):
             if step.kind == "crawl":
-                num_rows = num_computed = ingest.crawl(context, unit)
+                is_part = unit.reading is not None and unit.reading.part is not None
+                num_rows = num_computed = (ingest.read if is_part else ingest.cut_parts)(context, unit)
             elif step.kind == "fetch":
                 num_rows = num_computed = ingest.fetch(context, unit)
             elif step.kind == "images":
@@ -177,6 +178,7 @@ class Inputs:
         self._plan = plan
         self._step = step
         self._rows: dict[tuple[str, int], int] = {}
+        self._crawled: dict[str, Marker | None] = {}
 
     def collections(self, kind: str) -> list[str]:
         """Return the collections of a kind."""
@@ -243,7 +245,13 @@ class Inputs:
             return image_pass.encoded(context, self._step, collection, shard, rows)
 
         tar = blurred.files["images"] if blurred is not None else ""
-        return ShardView(collection, shard, num_rows, keep, read, images, tar)
+        return ShardView(collection, shard, num_rows, keep, read, images, tar, self._is_retry(collection, shard))
+
+    def _is_retry(self, collection: str, shard: int) -> bool:
+        if collection not in self._crawled:
+            self._crawled[collection] = self._context.run.artefact_marker(crawl_marker(collection))
+        crawled = self._crawled[collection]
+        return crawled is not None and is_retry(crawled, shard)
 
     def num_rows(self, collection: str, shard: int) -> int:
         """Return the number of rows of a shard."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 import curation
 from curation import config
-from curation.config import InputConfig, RunConfig, SeedConfig, Settings
+from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, Settings, absolute
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError, UsageError
 
@@ -54,7 +54,7 @@ def test_mistakes_in_the_file_and_on_the_command_line_are_reported_together(tmp_
         ("fetch: {timeout_s: '3'}", "my.yaml: fetch.timeout_s: must be a number, got '3'"),
         ("fetch: {concurrency: 1.5}", "my.yaml: fetch.concurrency: must be a whole number, got 1.5"),
         ("fetch: {concurrency: true}", "my.yaml: fetch.concurrency: must be a whole number, got true"),
-        ("fetch: {respect_robots: 1}", "my.yaml: fetch.respect_robots: must be true or false, got 1"),
+        ("fetch: {consent: {robots: 1}}", "my.yaml: fetch.consent.robots: must be true or false, got 1"),
         ("fetch: {user_agent: 7}", "my.yaml: fetch.user_agent: must be text, got 7"),
         ("fetch: {timeout_s: 0}", "my.yaml: fetch.timeout_s: must be more than 0, got 0"),
         ("fetch: {timeout_s: .inf}", "my.yaml: fetch.timeout_s: must be"),
@@ -117,7 +117,7 @@ def test_an_override_wins_over_the_file_and_is_read_as_yaml(tmp_path):
         tmp_path,
         text,
         "fetch.timeout_s=10",
-        "fetch.respect_robots=false",
+        "fetch.consent.robots=false",
         "faces.scales=[1, 3.5]",
         "embed.side_px=null",
         "seeds.birds.k=7",
@@ -126,7 +126,7 @@ def test_an_override_wins_over_the_file_and_is_read_as_yaml(tmp_path):
     )
 
     assert loaded.fetch.timeout_s == 10
-    assert loaded.fetch.respect_robots is False
+    assert loaded.fetch.consent.robots is False
     assert loaded.faces.scales == (1.0, 3.5)
     assert loaded.embed.side_px is None
     assert loaded.seeds["birds"].k == 7
@@ -271,3 +271,19 @@ def test_levels_and_a_fit_on_everything_can_be_asked_for():
 
     assert found.cluster.levels == (50, 10)
     assert found.cluster.sample_size is None
+
+
+def test_paths_of_domain_lists_are_made_absolute(tmp_path):
+    policy = PolicyConfig(blocked_domains=("lists/bad.txt",), allowed_domains=("/abs.txt",), blocked_urls=("*/x/*",))
+
+    found = absolute(RunConfig(fetch=FetchConfig(policy=policy)), tmp_path).fetch.policy
+
+    assert found.blocked_domains == (str(tmp_path / "lists/bad.txt"),)
+    assert (found.allowed_domains, found.blocked_urls) == (("/abs.txt",), ("*/x/*",))
+
+
+@pytest.mark.parametrize("proxy", ["http://user:secret@proxy.example:3128", "socks5://proxy.example", "proxy.example"])
+def test_a_proxy_is_an_address_without_secrets_and_the_error_repeats_none(tmp_path, proxy):
+    (problem,) = problems(tmp_path, f"fetch: {{proxy: '{proxy}'}}")
+
+    assert problem == "my.yaml: fetch.proxy: must be http://host:port, without user name and password"

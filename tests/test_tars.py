@@ -32,6 +32,19 @@ def some_images(sizes=(0, 1, 511, 512, 513, 10_240, 70_000)):
     return [(f"{index:032x}", random.bytes(size), "jpeg") for index, size in enumerate(sizes)]
 
 
+def test_a_tar_is_byte_for_byte_what_tarfile_writes():
+    images = some_images()
+    content, _ = packed(images)
+
+    written = io.BytesIO()
+    with tarfile.open(fileobj=written, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data, _ in images:
+            member = tarfile.TarInfo(f"{name}.jpg")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert content == written.getvalue()
+
+
 def test_offsets_are_those_that_tarfile_finds():
     images = some_images()
     content, offsets = packed(images)

@@ -3,17 +3,22 @@
 A crawler follows URLs that strangers wrote, so a URL must not reach what this machine can reach and strangers cannot:
 its own services, its network, its cloud's metadata service. Names are resolved once, every address of the answer is
 checked, and the connection goes to a checked address, so that a name that resolves differently a moment later gains
-nothing. Hosts that are written as addresses are checked as they stand. Each redirect goes through the same check.
+nothing. Hosts that are written as addresses are checked as they stand, and names that mean something on local networks
+only are refused without a look-up. Each redirect goes through the same checks, and each socket once more before it
+connects.
 """
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
+from aiohttp import AddrInfoType
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from curation.errors import LinkError
@@ -34,18 +39,28 @@ _REFUSED_V4 = tuple(
 )
 _GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
 _REFUSED_V6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2620:4f:8000::/48", "3fff::/20")))
+# Top-level names that the public DNS does not have (RFC 6761, 6762, 7686, 9476, ICANN's reservation of .internal, names
+# that ICANN withholds for their use at home). Clouds serve credentials at metadata.google.internal and its like.
+_LOCAL_NAMES = frozenset(
+    {
+        *("alt", "corp", "home", "internal", "intranet", "lan", "local", "localdomain", "localhost", "mail", "onion"),
+        *("private", "svc"),
+    }
+)
 # Networks whose addresses carry an IPv4 address: (network, bits to the right of it).
 _EMBEDDED_V4 = (
     (ipaddress.IPv6Network("::ffff:0:0/96"), 0),  # IPv4-mapped
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),  # NAT64
     (ipaddress.IPv6Network("2002::/16"), 80),  # 6to4
 )
+_ISATAP = 0x00005EFE  # upper half of the interface identifier, but for its bits "universal" and "group" (RFC 5214)
 
 
+@lru_cache(1 << 16)
 def is_public(address: IPAddress) -> bool:
     """Return whether anybody on the internet can reach ``address``.
 
-    IPv4-mapped, NAT64 and 6to4 addresses are judged by the IPv4 address inside them.
+    IPv4-mapped, NAT64, 6to4 and ISATAP addresses are judged by the IPv4 address inside them too.
     """
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _REFUSED_V4)
@@ -54,6 +69,8 @@ def is_public(address: IPAddress) -> bool:
     for network, shift in _EMBEDDED_V4:
         if address in network:
             return is_public(ipaddress.IPv4Address((int(address) >> shift) & 0xFFFFFFFF))
+    if (int(address) >> 32) & 0xFCFFFFFF == _ISATAP and not is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)):
+        return False
     return address in _GLOBAL_V6 and not any(address in network for network in _REFUSED_V6)
 
 
@@ -62,22 +79,57 @@ def anything(address: IPAddress) -> bool:
     return True
 
 
-def check_literal(host: str, allow: Callable[[IPAddress], bool] = is_public) -> None:
-    """Refuse a host that is written as an address that is not allowed; names pass.
+def check_host(host: str, allow: Callable[[IPAddress], bool] = is_public) -> None:
+    """Refuse a host by what is written: an address that is not allowed, or a name of local networks.
 
     Args:
         host: As ``urls.WebUrl.host`` has it; IPv6 with or without brackets.
-        allow: The rule.
+        allow: The rule; ``anything`` allows local names too.
 
     Raises:
         LinkError: With reason ``policy_address``.
     """
-    try:
-        address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return
-    if not allow(address):
+    address = _literal(host)
+    if address is None:
+        if allow is not anything and _is_local_name(host):
+            raise LinkError("policy_address", f"{host} is a name of local networks")
+    elif not allow(address):
         raise LinkError("policy_address", f"{address} is not a public address")
+
+
+def is_literal(host: str) -> bool:
+    """Return whether a host is written as an address."""
+    return _literal(host) is not None
+
+
+@lru_cache(1 << 14)
+def _literal(host: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return None
+
+
+def _is_local_name(host: str) -> bool:
+    name = host.removesuffix(".").lower()
+    _, dot, last = name.rpartition(".")
+    # Names without a dot are looked up in the local domain first.
+    return not dot or last in _LOCAL_NAMES or f".{name}".endswith(".home.arpa")
+
+
+def checked_socket(allow: Callable[[IPAddress], bool]) -> Callable[[AddrInfoType], socket.socket]:
+    """Return a factory of sockets that makes none for an address that is not allowed, whoever asks for it.
+
+    The factory raises PermissionError, which counts as an address that cannot be connected to: others are tried.
+    """
+
+    def make(info: AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, place = info
+        if not allow(ipaddress.ip_address(place[0])):
+            raise PermissionError(errno.EACCES, f"{place[0]} is not a public address")
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    return make
 
 
 Lookup = Callable[[str], list[str]]

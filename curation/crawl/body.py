@@ -1,44 +1,76 @@
 """Reading an answer's body with a limit on what it costs, however it is framed or compressed."""
 
+import asyncio
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from aiohttp import ClientResponse
 
 from curation.errors import LinkError
 
-CHUNK_BYTES = 1 << 16
+LARGE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 18
 
 
-async def read_body(answer: ClientResponse, max_bytes: int, cut: bool = False) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body that was read.
+
+    Attributes:
+        data: Decompressed.
+        received_bytes: As they came over the wire.
+        is_large: It holds a place among the large ones, which whoever is done with it releases.
+    """
+
+    data: bytes
+    received_bytes: int
+    is_large: bool
+
+
+async def read_body(answer: ClientResponse, max_bytes: int, large: asyncio.Semaphore, cut: bool = False) -> Body:
     """Return the body, decompressed, and never hold more than ``max_bytes`` and a chunk.
 
     Args:
         answer: Of a session that does not decompress by itself.
         max_bytes: Limit before and after decompression.
+        large: Places of bodies above ``LARGE_BYTES``; one that grows beyond waits for a place.
         cut: Return the first ``max_bytes`` of a longer body instead of refusing it.
 
     Raises:
-        LinkError: ``too_large``, or ``undecodable`` where the compression is broken.
+        LinkError: ``too_large``, ``truncated``, or ``undecodable`` where the compression is broken.
     """
     promised = answer.content_length
     if promised is not None and promised > max_bytes and not cut:
         raise LinkError("too_large", f"{promised} bytes were announced")
     decoder = _decoder(answer.headers.get("Content-Encoding", ""))
-    body = bytearray()
-    received = 0
-    async for chunk in answer.content.iter_chunked(CHUNK_BYTES):
-        received += len(chunk)
-        # One byte more than allowed tells a body that is too large from one that just fits.
-        body += chunk if decoder is None else decoder.feed(chunk, max_bytes + 1 - len(body))
-        if max(len(body), received) > max_bytes:
-            if cut:
-                return bytes(body[:max_bytes])
-            raise LinkError("too_large", f"more than {max_bytes} bytes")
-        if decoder is not None and decoder.ended:
-            break
-    if decoder is not None and not decoder.ended and not cut:
-        raise LinkError("truncated", "the compressed body ends too early")
-    return bytes(body)
+    parts: list[bytes] = []
+    size = received = 0
+    is_large = False
+    try:
+        async for chunk in answer.content.iter_any():
+            received += len(chunk)
+            for part in (chunk,) if decoder is None else decoder.feed(chunk):
+                parts.append(part)
+                size += len(part)
+                if size > LARGE_BYTES and not is_large:
+                    await large.acquire()
+                    is_large = True
+                if max(size, received) > max_bytes:
+                    if cut:
+                        return Body(b"".join(parts)[:max_bytes], received, is_large)
+                    raise LinkError("too_large", f"more than {max_bytes} bytes")
+                if decoder is not None:
+                    await asyncio.sleep(0)  # others have their turn before a bomb goes on
+            if decoder is not None and decoder.ended:
+                break
+        if decoder is not None and not decoder.ended and not cut:
+            raise LinkError("truncated", "the compressed body ends too early")
+        return Body(b"".join(parts), received, is_large)
+    except BaseException:
+        if is_large:
+            large.release()
+        raise
 
 
 class _Inflate:
@@ -52,16 +84,18 @@ class _Inflate:
     def ended(self) -> bool:
         return self._inflate is not None and self._inflate.eof
 
-    def feed(self, chunk: bytes, max_bytes: int) -> bytes:
-        """Return at most ``max_bytes`` (at least 1) of output; more means the caller refuses the body anyway."""
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """Yield the output in parts of limited size."""
         if self._inflate is None:
             self._head += chunk
             if len(self._head) < 2:
-                return b""
+                return
             chunk = self._head
             self._inflate = zlib.decompressobj(_window_bits(chunk))
         try:
-            return self._inflate.decompress(chunk, max(1, max_bytes))
+            while chunk and not self._inflate.eof:
+                yield self._inflate.decompress(chunk, _CHUNK_BYTES)
+                chunk = self._inflate.unconsumed_tail
         except zlib.error as error:
             raise LinkError("undecodable", f"broken compression: {error}") from error
 

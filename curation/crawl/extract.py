@@ -4,14 +4,15 @@ Of an image with ``srcset`` (or a ``<picture>`` with sources) the widest candida
 what it would load, and ``src`` otherwise. ``data:`` and SVG are skipped and counted.
 """
 
-import codecs
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from curation.crawl.directives import opt_out_of
+from curation.crawl.tag_cost import refuse_costly
 from curation.crawl.urls import normalise
 from curation.errors import LinkError
 
@@ -30,31 +31,10 @@ LAZY_SRC = (
     "data-echo",
 )
 
-# lexbor is quadratic in the depth of the tree and in the attributes of a tag: 10,000 of either take 0.2 s, 40,000 take
-# 3 s. The deepest of 130 real pages has, counted this crude way, 1,066 open tags.
-MAX_OPEN_TAGS = 10_000
-MAX_ATTRIBUTES = 5_000
-
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
-_NOT_DEEPER = frozenset(  # void elements, and those that the next one closes
-    (
-        *("area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track"),
-        *("wbr", "li", "p", "td", "th", "tr", "dt", "dd", "option"),
-    )
-)
 _CANDIDATE = re.compile(r"[\s,]*([^\s]+)")
 _DESCRIPTOR_END = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
 _SIZE = re.compile(r"\s(\d{1,9}(?:\.\d{1,9})?)([wx])\b")
 _SVG = re.compile(r"\.svgz?$", re.IGNORECASE)
-_META_CHARSET = re.compile(rb"<meta[^>]{0,500}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.\-]{2,40})", re.IGNORECASE)
-_HEADER_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.\-]{2,40})", re.IGNORECASE)
-# What browsers take these labels for (WHATWG Encoding Standard).
-_ALIASES = {"iso-8859-1": "cp1252", "latin1": "cp1252", "latin-1": "cp1252", "ascii": "cp1252", "us-ascii": "cp1252"}
-_ALIASES |= {"iso-8859-9": "cp1254", "tis-620": "cp874", "shift_jis": "cp932", "shift-jis": "cp932", "sjis": "cp932"}
-_ALIASES |= {"gb2312": "gb18030", "gbk": "gb18030", "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "x-sjis": "cp932"}
-_CHARSETS = re.compile(
-    r"utf-?8|utf-16(le|be)?|iso-?8859-\d+|windows-?\d+|cp\d+|koi8-[ru]|gb18030|big5|euc-jp|iso-2022-jp"
-)
 
 
 @dataclass(frozen=True)
@@ -64,107 +44,70 @@ class PageImages:
     Attributes:
         urls: Normalised, in the order of the page, each once.
         skipped: Reason → images without a usable address.
+        opt_out: Why the page's images must not be used, see ``directives.opt_out_of``; None: they may.
     """
 
     urls: tuple[str, ...]
     skipped: Counter[str] = field(default_factory=Counter)
+    opt_out: str | None = None
 
 
-def extract(html: str, page_url: str | None) -> PageImages:
-    """Return the addresses of the images in a page.
+def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> PageImages:
+    """Return the addresses of the images in a page, and whether the page forbids to use them.
 
     Args:
-        html: The page.
+        html: The page; as bytes it is UTF-8.
         page_url: Where relative addresses start, unless the page has a ``<base>``; None: they are skipped.
+        agent_token: Name under which pages may address us in a ``<meta>`` besides ``robots``.
 
     Raises:
         LinkError: With reason ``bad_page`` where the page is built to take forever.
     """
-    _refuse_costly(html)
-    tree = LexborHTMLParser(html)
-    base = _base(tree, page_url)
+    page = html.encode("utf-8", "replace") if isinstance(html, str) else html
+    refuse_costly(page)
+    found: dict[str, list[LexborNode]] = {"img": [], "base": [], "meta": []}
+    for node in LexborHTMLParser(page).css("img, amp-img, base[href], meta[content]"):  # one walk over the tree
+        found[node.tag if node.tag in ("base", "meta") else "img"].append(node)
+    base = _base(found["base"], page_url)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()
-    for node in tree.css("img, amp-img"):
-        url = _address(node, base, skipped)
+    for node in found["img"]:
+        url = first_address(_candidates(node), base, skipped)
         if url is not None:
             urls.setdefault(url)
-    return PageImages(tuple(urls), skipped)
+    metas = [
+        (meta.get("name") or "", meta.get("content") or "") for meta in (node.attributes for node in found["meta"])
+    ]
+    return PageImages(tuple(urls), skipped, opt_out_of_metas(metas, agent_token))
 
 
-def decode_html(data: bytes, content_type: str = "") -> str:
-    """Decode a page by its byte order mark, its Content-Type, its ``<meta>``, as UTF-8, or as Windows-1252."""
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if data.startswith(mark):
-            return data[len(mark) :].decode(name, "replace")
-    header = _HEADER_CHARSET.search(content_type)
-    charset = _charset(header[1]) if header else None
-    if charset is None and (meta := _META_CHARSET.search(data[:4096])):
-        charset = _charset(meta[1].decode("ascii"))
-        if charset is not None and charset.startswith("utf-16"):
-            charset = "utf-8"  # it was read as ASCII, so it is not UTF-16
-    if charset is not None:
-        return data.decode(charset, "replace")
+def opt_out_of_metas(metas: Iterable[tuple[str, str]], agent_token: str) -> str | None:
+    """Return what the ``<meta>`` of a page, given as name and content, say of its use; None: nothing against it."""
+    named = [(name.strip().lower(), content) for name, content in metas]
+    robots = [content for name, content in named if name in ("robots", agent_token.lower())]
+    reserved = [content for name, content in named if name == "tdm-reservation" and content.strip() == "1"]
+    return opt_out_of(robots, "1" if reserved else None, agent_token)
+
+
+def _base(nodes: Sequence[LexborNode], page_url: str | None) -> str | None:
+    if not nodes:
+        return page_url
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        text = data.decode("utf-8", "replace")
-        is_cut = error.start >= max(4, len(data) - 3)  # in the middle of its last character
-        few_errors = text.count("\ufffd") <= len(text) // 10_000
-        return text if is_cut or few_errors else data.decode("cp1252", "replace")
+        return normalise(nodes[0].attributes.get("href") or "", page_url)
+    except LinkError:
+        return page_url  # like browsers: a broken first base counts as none
 
 
-def _charset(label: str) -> str | None:
-    name = label.strip().lower()
-    name = _ALIASES.get(name, name)
-    if not _CHARSETS.fullmatch(name):
-        return None
-    try:
-        return codecs.lookup(name).name
-    except LookupError:
-        return None
+def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[str]) -> str | None:
+    """Return the first candidate that is an image's address, normalised.
 
-
-def _refuse_costly(html: str) -> None:
-    depth = 0
-    previous = 0
-    for found in _TAG.finditer(html):
-        if found[2].lower() not in _NOT_DEEPER:
-            depth += -1 if found[1] else 1
-        # Attributes hold no more equals signs and spaces than the stretch up to the next tag does.
-        if (
-            found.start() - previous > MAX_ATTRIBUTES
-            and _num_attributes(html, previous, found.start()) > MAX_ATTRIBUTES
-        ):
-            raise LinkError("bad_page", "a tag with thousands of attributes")
-        previous = found.start()
-        if depth > MAX_OPEN_TAGS:
-            raise LinkError("bad_page", f"more than {MAX_OPEN_TAGS} open tags")
-    if _num_attributes(html, previous, len(html)) > MAX_ATTRIBUTES:
-        raise LinkError("bad_page", "a tag with thousands of attributes")
-
-
-def _num_attributes(html: str, start: int, stop: int) -> int:
-    end = html.find(">", start, stop)
-    return len(html[start : stop if end < 0 else end].split())
-
-
-def _base(tree: LexborHTMLParser, page_url: str | None) -> str | None:
-    for node in tree.css("base[href]"):
-        try:
-            return normalise(node.attributes.get("href") or "", page_url)
-        except LinkError:
-            break  # like browsers: a broken first base counts as none
-    return page_url
-
-
-def _address(node: LexborNode, base: str | None, skipped: Counter[str]) -> str | None:
+    Args:
+        candidates: Addresses of one image as written, best first.
+        base: Where relative ones start.
+        skipped: Counts why there is none: for the reason of the best candidate.
+    """
     reason = "no_source"
-    for text in _candidates(node):
+    for text in candidates:
         text = text.strip()
         if not text:
             continue

@@ -13,13 +13,25 @@ SourceKind = Literal["web", "file", "tar", "parquet"]
 
 LINK_REASONS = frozenset(
     {
-        "bad_url",  # not an http or https URL, or not a URL at all
+        "bad_url",  # not a URL
+        "policy_scheme",  # neither http nor https
+        "policy_credentials",  # it carries a user name or a password
+        "policy_port",  # a port of other services, or not one of fetch.policy.ports
+        "policy_domain",  # its domain is on a list of blocked ones, or on none of the allowed ones
+        "policy_pattern",  # a pattern of blocked URLs matches it
+        "tracking_pixel",  # its address is one of a known tracking pixel, or says that it has 1x1 pixel
         "policy_address",  # the host is, or resolves only to, addresses that are not public
         "robots",  # robots.txt forbids it, or could not be read
+        "opt_out_noai",  # a page that shows the image, or the answer, says `noai`
+        "opt_out_noimageai",  # the same with `noimageai`
+        "opt_out_noml",  # the same with `noml`
+        "opt_out_tdm",  # the rights of text and data mining are reserved (TDMRep)
         "dns",  # the name does not resolve
         "connect",  # no connection, or one that broke or did not speak HTTP
         "tls",  # the certificate or the handshake
-        "timeout",  # the deadline passed, from DNS to the last byte
+        "timeout",  # the deadline passed, from DNS to the last byte, or the server fell silent
+        "host_down",  # its host did not answer many requests in a row, nor trials after that; not requested
+        "host_busy",  # its host kept saying that it gets too many requests; not requested
         "bad_redirect",  # a redirect without a target, or to something that is not http or https
         "too_many_redirects",
         "too_large",  # more bytes than allowed, before or after decompression
@@ -28,6 +40,7 @@ LINK_REASONS = frozenset(
         "undecodable",  # the content encoding is broken
         "missing_file",  # a local image is gone, or a Parquet row holds no bytes
         "unreadable",  # a local image cannot be read
+        "blocklisted",  # on a list of images that must not be kept; nothing else of its link is
     }
 )  # and http_<status>, and schema.IMAGE_REASONS
 PAGE_REASONS = frozenset(
@@ -71,8 +84,8 @@ class Fetched:
 
     Attributes:
         index: Position of the link in the list that was fetched.
-        data: Encoded bytes as they came; None where rejected.
-        info: Format and size; None where rejected.
+        data: Encoded bytes as they came, or resized; None where rejected.
+        info: Format and size of ``data``; None where rejected.
         reject_reason: One of ``LINK_REASONS``, ``schema.IMAGE_REASONS``, or ``http_<status>``; None where kept.
         http_status: Of the last answer; None for local sets and failures before it.
         fetch_ms: Milliseconds from the first attempt to the last byte.
@@ -81,6 +94,10 @@ class Fetched:
         received_bytes: Of the last answer's body, as they came over the wire.
         etag: Header of the last answer.
         last_modified: Header of the last answer.
+        sha256: Of the bytes, in hex; only where they are blocklisted.
+        list_name: Which list has it.
+        image_id: First 128 bits of the sha256 of the bytes as they came, in hex; None where rejected.
+        stored_id: The same of ``data``.
     """
 
     index: int
@@ -94,12 +111,35 @@ class Fetched:
     received_bytes: int | None = None
     etag: str | None = None
     last_modified: str | None = None
+    sha256: str | None = None
+    list_name: str | None = None
+    image_id: str | None = None
+    stored_id: str | None = None
 
 
 def to_table(links: Sequence[Link]) -> pa.Table:
     """Return ``links`` as rows of ``schema.CRAWL``, in order."""
     fields = schema.CRAWL.schema
     columns = [pa.array([getattr(link, field.name) for link in links], field.type) for field in fields]
+    return pa.table(columns, schema=fields)
+
+
+def web_links(urls: pa.Array, extra: pa.Array | None = None) -> pa.Table:
+    """Return rows of ``schema.CRAWL`` for normalised URLs of the web that no page was seen to show.
+
+    Args:
+        urls: Strings without nulls.
+        extra: Strings, as long; None: nothing else is known.
+    """
+    fields = schema.CRAWL.schema
+    known = {
+        "url": urls,
+        "page_urls": pa.ListArray.from_arrays(pa.array([0] * (len(urls) + 1), pa.int32()), pa.array([], pa.string())),
+        "source_kind": pa.repeat(pa.scalar("web"), len(urls)),
+    }
+    if extra is not None:
+        known["extra"] = extra
+    columns = [known[field.name] if field.name in known else pa.nulls(len(urls), field.type) for field in fields]
     return pa.table(columns, schema=fields)
 
 

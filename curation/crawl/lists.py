@@ -1,84 +1,158 @@
-"""Lists of URLs: text (one a line), CSV, Parquet."""
+"""Lists of URLs: text (one a line), CSV, TSV, Parquet, also compressed; read a batch at a time.
+
+What a list says of an image besides its URL (caption, size, scores) is kept as ``extra``, see ``extra_columns``.
+"""
 
 import csv
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TextIO
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import BinaryIO, TextIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import InputConfig
-from curation.crawl.sets import Report, expand
-from curation.crawl.urls import normalise
-from curation.errors import InputError, LinkError
+from curation.config import InputConfig, RunConfig
+from curation.crawl.bulk import normalise_all
+from curation.crawl.extra_columns import to_json
+from curation.crawl.links import web_links
+from curation.crawl.sets import Report
+from curation.crawl.sources import local_copy, open_source, suffix_of
+from curation.errors import InputError
 
-_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
+LIST_SUFFIXES = frozenset({".txt", ".csv", ".tsv", ".parquet", ".pq"})
+# Names under which LAION, COYO, DataComp, Conceptual Captions, Open Images and others have the URL of an image, most
+# telling first; case does not matter.
+URL_COLUMNS = ("image_url", "img_url", "imageurl", "photo_image_url", "url", "originalurl", "contenturl", "image_src")
+
+_BATCH_ROWS = 20_000
 _MAX_LINE_CHARS = 1 << 16
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"BZ": "bz2"}
+T = TypeVar("T", str, list[str])
+
+_URL = re.compile(r"\s*https?://", re.IGNORECASE)
 
 
-def read_urls(source: InputConfig, report: Report) -> Iterator[str]:
-    """Yield the normalised URLs of a list, in order; what is no URL is reported as ``bad_url``.
+def read_list(
+    file: str, source: InputConfig, config: RunConfig, report: Report, row_groups: tuple[int, int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the links of a list in order, in batches; what is no URL is reported, such as ``bad_url``.
+
+    Args:
+        file: Path or URL.
+        source: The input that it is of.
+        config: Limits.
+        report: Called with a reason for each row that gave no link.
+        row_groups: Of a Parquet list: the first one, and the one behind the last; None: all.
 
     Raises:
-        InputError: If a list cannot be read or lacks ``url_column``.
+        InputError: The list lacks ``url_column``, or no column looks like the one.
+        OSError: It cannot be read.
     """
-    for text in _texts(source, report):
-        text = text.strip()
-        if not text:
-            continue
-        try:
-            yield normalise(text)
-        except LinkError as error:
-            report(error.reason)
+    for texts, columns in _batches(file, source, config, report, row_groups):
+        urls = normalise_all(texts, report)
+        extra = to_json(columns, len(texts))
+        kept = urls.is_valid()
+        if urls.null_count:
+            urls, extra = urls.filter(kept), extra.filter(kept)
+        if len(urls):
+            yield web_links(urls, extra)
 
 
-def _texts(source: InputConfig, report: Report) -> Iterator[str]:
+def read_urls(files: Iterable[str], source: InputConfig, config: RunConfig, report: Report) -> Iterator[str]:
+    """Yield the normalised URLs of lists, or those that the settings give, without what else lists say."""
     if source.urls:
-        yield from source.urls
+        yield from (url for url in normalise_all(pa.array(source.urls, pa.string()), report).to_pylist() if url)
         return
-    files, _ = expand(source.path, _SUFFIXES, source.kind)
     for file in files:
-        try:
-            yield from _of_file(file, source.url_column, report)
-        except (OSError, pa.ArrowException) as error:
-            if len(files) == 1:
-                raise InputError(f"{source.kind} {file}: cannot be read: {error}") from error
-            report("damaged_list")
+        for table in read_list(file, source.model_copy(update={"columns": ()}), config, report):
+            yield from table.column("url").to_pylist()
 
 
-def _of_file(file: Path, column: str, report: Report) -> Iterator[str]:
-    suffix = file.suffix.lower()
+Batch = tuple[pa.Array, dict[str, pa.Array]]
+
+
+def _batches(
+    file: str, source: InputConfig, config: RunConfig, report: Report, row_groups: tuple[int, int] | None
+) -> Iterator[Batch]:
+    """Yield batches of URLs as written, and the further columns that are to be kept."""
+    suffix = suffix_of(file)
     if suffix in (".parquet", ".pq"):
-        yield from _of_parquet(file, column)
+        with local_copy(file, config.crawl, config.fetch.user_agent) as path:
+            yield from _of_parquet(str(path), file, source, row_groups)
         return
-    with file.open(
-        encoding="utf-8-sig", errors="replace", newline="" if suffix in (".csv", ".tsv") else None
-    ) as stream:
+    with ExitStack() as stack:
+        data = stack.enter_context(open_source(file, config.crawl, config.fetch.user_agent))
+        stream = stack.enter_context(_text(data))
         if suffix in (".csv", ".tsv"):
-            yield from _of_csv(file, stream, column, "\t" if suffix == ".tsv" else ",", report)
+            yield from _of_csv(file, stream, source, "\t" if suffix == ".tsv" else ",", report)
         else:
-            yield from _lines(stream, report)
+            for texts in _chunks(_lines(stream, report)):
+                yield pa.array(texts, pa.string()), {}
 
 
-def _of_parquet(file: Path, column: str) -> Iterator[str]:
-    with pq.ParquetFile(file) as parquet:
-        if column not in parquet.schema_arrow.names:
-            raise InputError(_no_column(file, column, parquet.schema_arrow.names))
-        for batch in parquet.iter_batches(4096, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                yield value if isinstance(value, str) else ""
+def _text(data: BinaryIO) -> TextIO:
+    """Return a file as text, unpacked where its first bytes say that it is packed."""
+    head = data.read(2)
+    data.seek(0)
+    codec = _PACKED.get(head)
+    raw = data if codec is None else io.BufferedReader(pa.CompressedInputStream(data, codec))
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
 
 
-def _of_csv(file: Path, stream: TextIO, column: str, delimiter: str, report: Report) -> Iterator[str]:
+def _of_parquet(path: str, name: str, source: InputConfig, row_groups: tuple[int, int] | None) -> Iterator[Batch]:
+    # Without a stream buffer whole column chunks are held: a row group of a million captions.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
+        schema = parquet.schema_arrow
+        texts = [
+            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        column = _url_column(name, schema.names, texts, source)
+        kept = _kept(name, [field.name for field in schema if not _is_binary(field.type)], column, source)
+        groups = None if row_groups is None else list(range(*row_groups))
+        for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[column, *kept]):
+            values = batch.column(column)
+            yield values.cast(pa.string()), {name: batch.column(name) for name in kept}
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, report: Report) -> Iterator[Batch]:
     rows = csv.reader(_lines(stream, report), delimiter=delimiter)
     try:
-        header = next(rows, [])
+        first = next(rows, [])
     except csv.Error as error:
         raise InputError(f"{file}: the first line is not CSV: {error}") from error
-    if column not in header:
-        raise InputError(_no_column(file, column, header))
-    place = header.index(column)
+    header = first
+    if source.url_column is None and any(map(_URL.match, first)):  # Conceptual Captions has no header
+        header = [str(place) for place in range(len(first))]
+        place = next(place for place, cell in enumerate(first) if _URL.match(cell))
+        column = header[place]
+        if source.columns:
+            raise InputError(f"{file}: has no header, so there is no column {source.columns[0]}; leave out columns")
+    else:
+        first = []
+        column = _url_column(file, header, header, source)
+        place = header.index(column)
+    kept = {name: header.index(name) for name in _kept(file, header, column, source)}
+    for batch in _chunks(_rows(rows, first, place, report)):
+        texts = pa.array([row[place] for row in batch], pa.string())
+        yield (
+            texts,
+            {
+                name: pa.array([(row[at] or None) if at < len(row) else None for row in batch])
+                for name, at in kept.items()
+            },
+        )
+
+
+def _rows(rows: Iterator[list[str]], first: list[str], place: int, report: Report) -> Iterator[list[str]]:
+    if first:
+        yield first
     while True:
         try:
             row = next(rows)
@@ -88,21 +162,47 @@ def _of_csv(file: Path, stream: TextIO, column: str, delimiter: str, report: Rep
             report("damaged_row")
             continue
         if place < len(row):
-            yield row[place]
+            yield row
         elif row:
             report("damaged_row")
+
+
+def _chunks(rows: Iterator[T]) -> Iterator[list[T]]:
+    while batch := list(islice(rows, _BATCH_ROWS)):
+        yield batch
 
 
 def _lines(stream: TextIO, report: Report) -> Iterator[str]:
     """Yield lines; one that is too long for memory's sake is reported, not kept."""
     while line := stream.readline(_MAX_LINE_CHARS):
-        if len(line) < _MAX_LINE_CHARS or line.endswith("\n"):
+        if len(line) < _MAX_LINE_CHARS or line.endswith(("\n", "\r")):
             yield line
             continue
         report("damaged_row")
-        while line and not line.endswith("\n"):
+        while line and not line.endswith(("\n", "\r")):
             line = stream.readline(_MAX_LINE_CHARS)
 
 
-def _no_column(file: Path, column: str, names: list[str]) -> str:
-    return f"{file}: no column {column}; set url_column to one of: {', '.join(names)[:500]}"
+def _url_column(file: str, names: Sequence[str], texts: Sequence[str], source: InputConfig) -> str:
+    if source.url_column is not None:
+        if source.url_column not in names:
+            raise InputError(f"{file}: no column {source.url_column}; set url_column to one of: {_shown(names)}")
+        return source.url_column
+    by_name = {name.strip().lower(): name for name in reversed(texts)}
+    found = next((by_name[name] for name in URL_COLUMNS if name in by_name), None)
+    if found is None:
+        raise InputError(f"{file}: no column url; set url_column to one of: {_shown(names)}")
+    return found
+
+
+def _kept(file: str, names: Sequence[str], column: str, source: InputConfig) -> list[str]:
+    if source.columns is None:
+        return [name for name in dict.fromkeys(names) if name != column]
+    missing = [name for name in source.columns if name not in names]
+    if missing:
+        raise InputError(f"{file}: no column {missing[0]}; set columns to some of: {_shown(names)}")
+    return [name for name in dict.fromkeys(source.columns) if name != column]
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names)[:500]

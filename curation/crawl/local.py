@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.config import RunConfig
+from curation.crawl.blocked import blocked_images
+from curation.crawl.img2dataset import IMAGE_COLUMNS
 from curation.crawl.links import Fetched, Link
-from curation.crawl.verify import verify
+from curation.crawl.verify import refused, verify
 from curation.errors import ImageError, LinkError
 
 _ROWS_PER_BATCH = 16
@@ -68,9 +70,10 @@ def _verified(index: int, data: bytes | None, reason: str | None, detail: str, c
     if not data:
         return Fetched(index, None, None, "empty", detail="no bytes")
     try:
-        return Fetched(index, data, verify(data, config.images), None)
+        found = verify(data, config.images, blocked_images(config.fetch, config.images))
+        return Fetched(index, data, found.info, None, image_id=found.image_id, stored_id=found.stored_id)
     except ImageError as error:
-        return Fetched(index, None, None, error.reason, detail=error.detail)
+        return refused(index, error)
 
 
 class _Source(Protocol):
@@ -102,7 +105,7 @@ def _image_columns(path: Path, config: RunConfig) -> list[str]:
         inputs.extend(references.inputs)
     inputs = [source for source in inputs if source.kind == "parquet"]
     inputs.sort(key=lambda source: not _names(source.path, path))
-    return list(dict.fromkeys([*(source.image_column for source in inputs), "image"]))
+    return list(dict.fromkeys([*(source.image_column for source in inputs), "image", *IMAGE_COLUMNS]))
 
 
 def _names(pattern: str, path: Path) -> bool:

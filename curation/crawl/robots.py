@@ -1,118 +1,142 @@
-"""robots.txt: what a site lets this crawler visit, asked once per origin.
+"""robots.txt: what a site lets this crawler visit.
 
-RFC 9309: an answer of 4xx allows everything, one of 5xx and a time-out refuse everything, at most 500 KiB are read.
-Where the host cannot be reached at all, that error stands for the links too.
+RFC 9309: groups that name the crawler count together, else those of ``*``; the longest rule that matches decides, and
+Allow wins a tie; an answer of 4xx allows everything, one of 5xx and a time-out refuse everything; at most 500 KiB are
+read. Where the host cannot be reached at all, that error stands for the links too.
+
+Which group is ours is found here, for three reasons: Protego takes a group of ``cur`` for one of ``curation``, lets
+lines that the RFC does not know end a group, and stores each rule once for each agent above it, which a file of many
+agents and many rules turns into gigabytes. What rules match is left to Protego, which is handed one group.
 """
 
-import asyncio
+import math
 import re
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from protego import Protego
 
+from curation.crawl.globs import MAX_WORK
 from curation.crawl.urls import WebUrl
 from curation.errors import LinkError
 
+ROBOTS_PATH = "/robots.txt"
 MAX_ROBOTS_BYTES = 500 * 1024
 MAX_ROBOTS_REDIRECTS = 5
-_MAX_WORK = 2_000_000  # lines x agents in a row; Protego stores each rule once for each agent above it
-_AGENT_LINE = re.compile(r"\s*user[- ]?agent\b", re.IGNORECASE)
+MAX_WILDCARD_RULES = 5_000
 _UNREACHABLE = frozenset({"dns", "connect", "tls", "policy_address", "bad_url"})
+_ALLOWING = frozenset({"too_many_redirects", "bad_redirect", "empty"})  # as good as no file
+_COMPATIBLE = re.compile(r"\(compatible;\s*([^;)\s]+)", re.IGNORECASE)
+_LINE_ENDS = re.compile(r"\r\n|\r|\n")
+_FIELDS = {
+    **dict.fromkeys(("user-agent", "useragent", "user agent"), "user-agent"),
+    "allow": "allow",
+    **dict.fromkeys(("disallow", "dissallow", "dissalow", "disalow", "diasllow", "disallaw"), "disallow"),
+    **dict.fromkeys(("crawl-delay", "crawldelay", "crawl delay"), "crawl-delay"),
+}
 
 
 def product_token(user_agent: str) -> str:
-    """Return the name that robots.txt groups are matched with: ``curation`` of ``curation/0.1 (+https://…)``."""
-    return user_agent.split()[0].split("/")[0] if user_agent.strip() else user_agent
+    """Return the name that robots.txt groups are matched with.
+
+    It is ``curation`` of ``curation/0.1 (+https://…)`` and of ``Mozilla/5.0 (compatible; curation/0.1; +https://…)``.
+    """
+    compatible = _COMPATIBLE.search(user_agent)
+    name = compatible[1] if compatible else user_agent
+    return name.split()[0].split("/")[0] if name.strip() else name
 
 
-def parse_rules(text: str) -> Protego:
+@dataclass(frozen=True, slots=True)
+class RobotsRules:
+    """The group of a robots.txt that is meant for this crawler.
+
+    Attributes:
+        num_rules: Allow and Disallow lines that count.
+        num_wildcards: Those with ``*`` or ``$``: each of them is tried on each URL of the origin.
+        crawl_delay_s: Seconds that the site wants between two requests; 0 where it asks for none.
+    """
+
+    num_rules: int
+    num_wildcards: int
+    crawl_delay_s: float
+    _rules: Protego
+
+    def allows(self, url: WebUrl) -> bool:
+        """Return whether ``url``, of this origin, may be visited; not where it takes too long to tell."""
+        if not self.num_rules:
+            return True
+        text = str(url)
+        return self.num_wildcards * len(text) <= MAX_WORK and bool(self._rules.can_fetch(text, "*"))
+
+
+def parse_rules(text: str, agent_token: str) -> RobotsRules:
     """Parse a robots.txt.
+
+    Args:
+        text: Up to ``MAX_ROBOTS_BYTES`` of it.
+        agent_token: See ``product_token``; case does not matter.
 
     Raises:
         LinkError: With reason ``robots`` where the file is built to take forever.
     """
-    lines = text.splitlines()
-    run = longest = 0
-    for line in lines:
-        run = run + 1 if _AGENT_LINE.match(line) else 0
-        longest = max(longest, run)
-    if longest * len(lines) > _MAX_WORK:
-        raise LinkError("robots", f"robots.txt names {longest} agents in a row in {len(lines)} lines")
-    return Protego.parse(text)
+    lines = _own_lines(text, agent_token.lower())
+    rules = list(dict.fromkeys((field, value) for field, value in lines if field != "crawl-delay" and value))
+    num_wildcards = sum("*" in value or value.endswith("$") for _, value in rules)
+    if num_wildcards > MAX_WILDCARD_RULES:
+        raise LinkError("robots", f"robots.txt has more than {MAX_WILDCARD_RULES} rules with wildcards")
+    delays = [_seconds(value) for field, value in lines if field == "crawl-delay"]
+    text = "\n".join(["User-agent: *", *(f"{field}: {value}" for field, value in rules)])
+    return RobotsRules(len(rules), num_wildcards, max(delays, default=0.0), Protego.parse(text))
 
 
-class Robots:
-    """Rules of the origins visited so far.
+def without_rules(error: LinkError, where: str) -> RobotsRules | LinkError:
+    """Return what holds for an origin whose robots.txt cannot be read: no rules, or why nothing may be visited."""
+    if re.fullmatch(r"http_4\d\d", error.reason) or error.reason in _ALLOWING:
+        return parse_rules("", "*")
+    if error.reason in _UNREACHABLE:
+        return LinkError(error.reason, error.detail)
+    return LinkError("robots", f"{where} could not be read: {error}")
 
-    Args:
-        read: Fetches a robots.txt with at most ``MAX_ROBOTS_BYTES`` of body, following redirects; raises LinkError.
-        user_agent: As sent with requests.
-        deadline_s: Limit of one robots.txt. Below the deadline of a link, so that a link whose robots.txt hangs ends
-            as ``robots`` and not, by chance, as ``timeout``.
-    """
 
-    TTL_S = 3600.0 * 24  # RFC 9309: not longer than a day
-    FAILURE_TTL_S = 60.0
-    MAX_ENTRIES = 5_000
+def _own_lines(text: str, token: str) -> list[tuple[str, str]]:
+    """Return the rules of all groups that name ``token``; of those of ``*`` where none does."""
+    of_token: list[tuple[str, str]] = []
+    of_all: list[tuple[str, str]] = []
+    named = False  # whether any group names the token, be it without rules
+    agents: set[str] = set()  # of the group at hand
+    in_head = False  # the last line with a meaning named an agent
+    for line in _LINE_ENDS.split(text.lstrip("\ufeff\ufffd")):  # a byte order mark, or what is left of one
+        field, value = _record(line)
+        if field == "user-agent":
+            agents = {*agents, _agent(value)} if in_head else {_agent(value)}
+            in_head = True
+            named |= token in agents
+        elif field:
+            in_head &= field == "crawl-delay"  # no line that the RFC does not know may end a group
+            if token in agents:
+                of_token.append((field, value))
+            if "*" in agents:
+                of_all.append((field, value))
+    return of_token if named else of_all
 
-    def __init__(self, read: Callable[[WebUrl], Awaitable[bytes]], user_agent: str, deadline_s: float) -> None:
-        self._read = read
-        self._agent = product_token(user_agent)
-        self._deadline_s = deadline_s
-        self._rules: OrderedDict[str, tuple[float, Protego | LinkError]] = OrderedDict()
-        self._running: dict[str, asyncio.Task[Protego | LinkError]] = {}
 
-    async def check(self, url: WebUrl) -> None:
-        """Raise LinkError where the origin's robots.txt forbids ``url`` or its host cannot be reached."""
-        rules = await self._for_origin(url)
-        if isinstance(rules, LinkError):
-            raise LinkError(rules.reason, rules.detail)
-        if not rules.can_fetch(str(url), self._agent):
-            raise LinkError("robots", f"{url.origin}/robots.txt forbids it")
+def _record(line: str) -> tuple[str, str]:
+    """Return the field, "" where it has no meaning, and its value."""
+    text = line.partition("#")[0].strip()
+    name, colon, value = text.partition(":")
+    if not colon:
+        name, _, value = text.partition(" ")
+    return _FIELDS.get(name.strip().lower(), ""), value.strip()
 
-    async def close(self) -> None:
-        """Stop what is still being read."""
-        tasks = list(self._running.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _for_origin(self, url: WebUrl) -> Protego | LinkError:
-        entry = self._rules.get(url.origin)
-        if entry is not None and entry[0] > time.monotonic():
-            self._rules.move_to_end(url.origin)
-            return entry[1]
-        task = self._running.get(url.origin)
-        if task is None:
-            # A task of its own: the link that asked first may meet its deadline while others still wait.
-            task = self._running[url.origin] = asyncio.create_task(self._load(url))
-        return await asyncio.shield(task)
+def _agent(value: str) -> str:
+    """Return the product token of a User-agent line: ``curation`` of ``Curation/2.0`` and of ``curation*``."""
+    found = re.match(r"[^\s/]+", value.lower())
+    return (found[0].rstrip("*") or "*") if found else ""
 
-    async def _load(self, url: WebUrl) -> Protego | LinkError:
-        address = WebUrl(url.scheme, url.host, url.port, "/robots.txt", None)
-        rules: Protego | LinkError
-        try:
-            async with asyncio.timeout(self._deadline_s):
-                body = await self._read(address)
-            rules = parse_rules(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
-        except TimeoutError:
-            rules = LinkError("robots", f"{address} was not answered in {self._deadline_s:g} s")
-        except LinkError as error:
-            rules = self._without_rules(address, error)
-        finally:
-            self._running.pop(url.origin, None)
-        ttl_s = self.FAILURE_TTL_S if isinstance(rules, LinkError) else self.TTL_S
-        self._rules[url.origin] = (time.monotonic() + ttl_s, rules)
-        while len(self._rules) > self.MAX_ENTRIES:
-            self._rules.popitem(last=False)
-        return rules
 
-    def _without_rules(self, address: WebUrl, error: LinkError) -> Protego | LinkError:
-        found = re.fullmatch(r"http_4\d\d", error.reason)
-        if found or error.reason in ("too_many_redirects", "bad_redirect", "empty"):
-            return Protego.parse("")
-        if error.reason in _UNREACHABLE:
-            return LinkError(error.reason, error.detail)
-        return LinkError("robots", f"{address} could not be read: {error}")
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return 0.0
+    return value if math.isfinite(value) and value > 0 else 0.0

@@ -69,16 +69,18 @@ def walk(folder: Path) -> Iterator[Path]:
             yield folder / name
 
 
+def images_of(path: str) -> Iterator[Path]:
+    """Yield the image files of a folder, glob or single file, sorted."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return (file for file in walk(folder.absolute()) if file.suffix.lower() in IMAGE_SUFFIXES)
+    return iter(expand(path, IMAGE_SUFFIXES, "folder")[0])
+
+
 def list_folder(source: InputConfig, report: Report) -> Iterator[Link]:
     """Yield the image files of a folder, glob or single file."""
-    path = Path(source.path).expanduser()
-    files: Iterator[Path]
-    if path.is_dir():
-        files = (file for file in walk(path.absolute()) if file.suffix.lower() in IMAGE_SUFFIXES)
-    else:
-        files = iter(expand(source.path, IMAGE_SUFFIXES, "folder")[0])
     num_found = 0
-    for file in files:
+    for file in images_of(source.path):
         try:
             size = file.stat().st_size
         except OSError:
@@ -90,14 +92,12 @@ def list_folder(source: InputConfig, report: Report) -> Iterator[Link]:
         raise InputError(f"folder {source.path}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
 
 
-def list_webdataset(source: InputConfig, report: Report) -> Iterator[Link]:
-    """Yield the image members of tars, with where their bytes begin."""
-    files, _ = expand(source.path, frozenset({".tar"}), "webdataset")
-    for file in files:
-        yield from _list_tar(file, report, is_only=len(files) == 1)
+def list_tar(file: Path, report: Report, is_only: bool) -> Iterator[Link]:
+    """Yield the image members of a tar, with where their bytes begin.
 
-
-def _list_tar(file: Path, report: Report, is_only: bool) -> Iterator[Link]:
+    Raises:
+        InputError: It is the only one, and no tar.
+    """
     size = file.stat().st_size
     any_member = False
     try:
@@ -125,19 +125,20 @@ def _is_image(name: str) -> bool:
     return not base.startswith(".") and Path(base).suffix.lower() in IMAGE_SUFFIXES
 
 
-def list_parquet(source: InputConfig, report: Report) -> Iterator[Link]:
-    """Yield the rows of Parquet files that hold images.
+def list_parquet(file: Path, source: InputConfig, report: Report, is_only: bool) -> Iterator[Link]:
+    """Yield the rows of a Parquet file that holds images.
 
     The image column is a struct with ``bytes`` (as Hugging Face ``datasets`` writes it) or binary.
+
+    Raises:
+        InputError: It has no such column, or it is the only one and cannot be read.
     """
-    files, _ = expand(source.path, frozenset({".parquet", ".pq"}), "parquet")
-    for file in files:
-        try:
-            yield from _list_rows(file, source, report)
-        except (pa.ArrowException, OSError) as error:
-            if len(files) == 1:
-                raise InputError(f"parquet {file}: cannot be read: {error}") from error
-            report("damaged_parquet")
+    try:
+        yield from _list_rows(file, source, report)
+    except (pa.ArrowException, OSError) as error:
+        if is_only:
+            raise InputError(f"parquet {file}: cannot be read: {error}") from error
+        report("damaged_parquet")
 
 
 def _list_rows(file: Path, source: InputConfig, report: Report) -> Iterator[Link]:
@@ -147,12 +148,13 @@ def _list_rows(file: Path, source: InputConfig, report: Report) -> Iterator[Link
             raise InputError(f"parquet {file}: no column {source.image_column}; set image_column to one of {names}")
         if not _holds_bytes(parquet.schema_arrow.field(source.image_column).type):
             raise InputError(f"parquet {file}: column {source.image_column} holds neither bytes nor {{bytes, path}}")
-        if source.url_column not in names or not _is_text(parquet.schema_arrow.field(source.url_column).type):
+        url_column = source.url_column or "url"
+        if url_column not in names or not _is_text(parquet.schema_arrow.field(url_column).type):
             for row in range(parquet.metadata.num_rows):
                 yield Link(_row_url(file, row), (), "parquet", str(file), row, None)
             return
         row = 0
-        for batch in parquet.iter_batches(1024, columns=[source.url_column]):
+        for batch in parquet.iter_batches(1024, columns=[url_column]):
             for text in batch.column(0).to_pylist():
                 yield Link(_web_url(text, report) or _row_url(file, row), (), "parquet", str(file), row, None)
                 row += 1

@@ -5,12 +5,11 @@ white space, percent-encoding, dot segments, international names, IPv4 addresses
 Fragments and default ports are dropped. Left out: queries are always encoded as UTF-8, whatever the page's charset.
 """
 
-import ipaddress
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
-import idna
-
+from curation.crawl.hosts import parse_host
 from curation.errors import LinkError
 
 MAX_URL_CHARS = 8192  # longer ones are refused by most servers
@@ -19,9 +18,9 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _C0_AND_SPACE = "".join(map(chr, range(0x21)))
 _TAB_AND_NEWLINES = str.maketrans("", "", "\t\n\r")
-_FORBIDDEN_IN_HOST = re.compile(r"[\x00-\x20#/:<>?@\[\\\]^|%\x7f]")
 _IN_PATH = frozenset(b' "#<>?^`{}')
 _IN_QUERY = frozenset(b" \"#<>'")
+_IS_PLAIN = re.compile(r"[A-Za-z0-9\-._~!$%&()*+,;=:@/\[\]|]*")  # as it stands in a path and in a query
 _SINGLE_DOT = frozenset({".", "%2e"})
 _DOUBLE_DOT = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 
@@ -50,9 +49,13 @@ class WebUrl:
         port = "" if self.port == DEFAULT_PORTS[self.scheme] else f":{self.port}"
         return f"{self.scheme}://{self.host}{port}"
 
+    @property
+    def path_and_query(self) -> str:
+        """What a server sees of it."""
+        return self.path if self.query is None else f"{self.path}?{self.query}"
+
     def __str__(self) -> str:
-        query = "" if self.query is None else f"?{self.query}"
-        return f"{self.origin}{self.path}{query}"
+        return self.origin + self.path_and_query
 
 
 def normalise(text: str, base: str | None = None) -> str:
@@ -63,7 +66,7 @@ def normalise(text: str, base: str | None = None) -> str:
         base: A normalised URL.
 
     Raises:
-        LinkError: With reason ``bad_url``.
+        LinkError: ``bad_url``, ``policy_scheme`` or ``policy_credentials``.
 
     Source:
         WHATWG URL Standard, https://url.spec.whatwg.org/
@@ -77,15 +80,15 @@ def parse(text: str, base: str | None = None) -> WebUrl:
     if len(text) > MAX_URL_CHARS:
         raise LinkError("bad_url", f"longer than {MAX_URL_CHARS} characters")
     text = text.partition("#")[0]
-    origin = None if base is None else parse(base)
+    origin = None if base is None else _parsed(base)
     found = _SCHEME.match(text)
     scheme, rest = (found[1].lower(), text[found.end() :]) if found else ("", text)
     if found and scheme not in DEFAULT_PORTS:
-        raise LinkError("bad_url", f"scheme {scheme[:20]} is neither http nor https")
+        raise LinkError("policy_scheme", f"scheme {scheme[:20]} is neither http nor https")
     address, question, query_text = rest.partition("?")
     address = address.replace("\\", "/")
     query = _encode(query_text, _IN_QUERY) if question else None
-    relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("/"))
+    relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("//"))
     if not relative:
         return _absolute(scheme, address.lstrip("/"), query)
     if origin is None:
@@ -95,12 +98,15 @@ def parse(text: str, base: str | None = None) -> WebUrl:
     return _relative(origin, address, query)
 
 
+_parsed = lru_cache(1 << 10)(parse)  # of pages, which have many links
+
+
 def _absolute(scheme: str, address: str, query: str | None) -> WebUrl:
     authority, _, path = address.partition("/")
     if "@" in authority:
-        raise LinkError("bad_url", "carries a user name or password")
+        raise LinkError("policy_credentials", "carries a user name or password")
     host, port = _split_port(authority, scheme)
-    return WebUrl(scheme, _host(host), port, _path("/" + path), query)
+    return WebUrl(scheme, parse_host(host), port, _path("/" + path), query)
 
 
 def _relative(origin: WebUrl, address: str, query: str | None) -> WebUrl:
@@ -116,70 +122,17 @@ def _split_port(authority: str, scheme: str) -> tuple[str, int]:
         return authority, DEFAULT_PORTS[scheme]
     if not port_text:
         return host, DEFAULT_PORTS[scheme]
-    if not (port_text.isascii() and port_text.isdigit()) or len(port_text) > 5 or not 0 < int(port_text) < 65536:
+    digits = port_text.lstrip("0")
+    if not (digits.isascii() and digits.isdigit()) or len(digits) > 5 or int(digits) > 65535:
         raise LinkError("bad_url", f"port {port_text[:20]!r} is not a number from 1 to 65535")
-    return host, int(port_text)
+    return host, int(digits)
 
 
-def _host(text: str) -> str:
-    if text.startswith("["):
-        return _ipv6(text)
-    name = _percent_decode(text)
-    if not name.isascii():
-        name = _ascii_name(name)
-    name = name.lower()
-    if not name or len(name) > 254 or _FORBIDDEN_IN_HOST.search(name):
-        raise LinkError("bad_url", f"host {text[:80]!r} is not a name")
-    labels = name.removesuffix(".").split(".")
-    if any(not label or len(label) > 63 for label in labels):
-        raise LinkError("bad_url", f"host {text[:80]!r} has an empty label or one of more than 63 characters")
-    last = labels[-1]
-    if last.isdigit() or re.fullmatch(r"0x[0-9a-f]*", last):
-        return _ipv4(labels, text)
-    return name
-
-
-def _ascii_name(name: str) -> str:
-    try:
-        mapped = idna.uts46_remap(name, std3_rules=False, transitional=False)
-        labels = [label if label.isascii() else idna.alabel(label).decode("ascii") for label in mapped.split(".")]
-    except (idna.IDNAError, UnicodeError) as error:
-        raise LinkError("bad_url", f"host {name[:80]!r} is not an international name: {error}") from error
-    return ".".join(labels)
-
-
-def _ipv4(labels: list[str], text: str) -> str:
-    """Read the one to four numbers of an IPv4 address; the last one fills the bytes that are left."""
-    numbers = [_number(label) for label in labels]
-    if len(numbers) > 4 or any(number is None for number in numbers):
-        raise LinkError("bad_url", f"host {text[:80]!r} ends in a number and is no IPv4 address")
-    *heads, tail = [number for number in numbers if number is not None]
-    if any(head > 255 for head in heads) or tail >= 256 ** (4 - len(heads)):
-        raise LinkError("bad_url", f"host {text[:80]!r} is out of the range of IPv4 addresses")
-    value = tail + sum(head << (8 * (3 - place)) for place, head in enumerate(heads))
-    return str(ipaddress.IPv4Address(value))
-
-
-def _number(label: str) -> int | None:
-    if re.fullmatch(r"0x[0-9a-f]*", label):
-        return int(label[2:] or "0", 16)
-    if re.fullmatch(r"0[0-7]*", label):
-        return int(label, 8)
-    return int(label) if re.fullmatch(r"[1-9][0-9]*", label) else None
-
-
-def _ipv6(text: str) -> str:
-    try:
-        # A zone (%eth0) would be accepted by ipaddress; it names an interface of this machine.
-        if not text.endswith("]") or "%" in text:
-            raise ValueError("no closing bracket, or a zone")
-        return f"[{ipaddress.IPv6Address(text[1:-1]).compressed}]"
-    except ValueError as error:
-        raise LinkError("bad_url", f"host {text[:80]!r} is no IPv6 address") from error
-
-
+@lru_cache(1 << 14)
 def _path(text: str) -> str:
     """Remove dot segments and encode what must not stand in a path."""
+    if "/." not in text and "/%2" not in text:
+        return "/" + _encode(text[1:], _IN_PATH)
     segments: list[str] = []
     parts = text[1:].split("/")
     for place, part in enumerate(parts):
@@ -199,21 +152,11 @@ def _path(text: str) -> str:
 
 
 def _encode(text: str, escaped: frozenset[int]) -> str:
+    if _IS_PLAIN.fullmatch(text):
+        return text
     # Bytes of a header that are not UTF-8 arrive as surrogate escapes, and leave as the bytes they were.
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         data = text.encode("utf-8", "replace")
     return "".join(f"%{byte:02X}" if byte < 0x20 or byte > 0x7E or byte in escaped else chr(byte) for byte in data)
-
-
-def _percent_decode(text: str) -> str:
-    if "%" not in text:
-        return text
-    data = re.sub(
-        rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), text.encode("utf-8", "surrogateescape")
-    )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise LinkError("bad_url", f"host {text[:80]!r} is not UTF-8") from error

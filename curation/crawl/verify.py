@@ -1,26 +1,97 @@
 """Bytes are images when they decode."""
 
 import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
 
 from curation import images
-from curation.config import ImagesConfig
+from curation.blocklist import Blocklists
+from curation.config import ImagesConfig, ResizeConfig
 from curation.crashes import watch
-from curation.errors import ImageError
+from curation.crawl.links import Fetched
+from curation.errors import BlocklistedError, ImageError
+from curation.frames import has_more
 from curation.images import ImageInfo
 
-# JPEGs are decoded at 1/8 of their size: every coded byte is still read, so damage shows, in a fraction of the time.
-_VERIFY_SIDE_PX = 1
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """An image that decodes.
+
+    Attributes:
+        data: What is to be stored: the bytes as they came, or resized.
+        info: What ``data`` is.
+        image_id: First 128 bits of the sha256 of the bytes as they came, in hex.
+        stored_id: The same of ``data``.
+    """
+
+    data: bytes
+    info: ImageInfo
+    image_id: str
+    stored_id: str
 
 
-def verify(data: bytes, limits: ImagesConfig) -> ImageInfo:
-    """Decode an image and return what it is.
+def digest_id(data: bytes) -> str:
+    """Return the first 128 bits of the sha256 of the bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def refused(index: int, error: ImageError) -> Fetched:
+    """Return the result of a link whose image is refused."""
+    if isinstance(error, BlocklistedError):
+        return Fetched(index, None, None, error.reason, sha256=error.sha256, list_name=error.list_name)
+    return Fetched(index, None, None, error.reason, detail=error.detail)
+
+
+def verify(
+    data: bytes, limits: ImagesConfig, blocked: Blocklists | None = None, resize: ResizeConfig | None = None
+) -> Verified:
+    """Decode an image and return what it is; one that is on a list is not even looked at.
+
+    Args:
+        data: As they came.
+        limits: What is refused.
+        blocked: Lists.
+        resize: Make the image smaller, and encode it anew; None: keep the bytes.
 
     Raises:
+        BlocklistedError: It is on a list of ``blocked``.
         ImageError: With one of ``schema.IMAGE_REASONS``.
     """
     if not data:
         raise ImageError("not_an_image", "no bytes")
-    with watch().at_work(hashlib.sha256(data).hexdigest()[:32], data, limits):
-        info = images.inspect(data, limits)
-        images.decode(data, limits, _VERIFY_SIDE_PX)
-    return info
+    if blocked is not None:
+        blocked.check(data)
+    image_id = digest_id(data)
+    if has_more(data, limits.max_frames):
+        raise ImageError("too_many_frames", f"more than images.max_frames, {limits.max_frames}")
+    with watch().at_work(image_id, data, limits):
+        if resize is None:
+            return Verified(data, images.inspect_pixels(data, limits), image_id, image_id)
+        smaller, info = resized(data, limits, resize)
+        return Verified(smaller, info, image_id, digest_id(smaller))
+
+
+def resized(data: bytes, limits: ImagesConfig, resize: ResizeConfig) -> tuple[bytes, ImageInfo]:
+    """Return an image made smaller and encoded anew, upright and in sRGB, and what it is then.
+
+    An image that is small enough is encoded anew as well, so that all that is stored is of one kind, without metadata.
+
+    Raises:
+        ImageError: With one of ``schema.IMAGE_REASONS``.
+    """
+    scale_to = resize.side_px if resize.mode == "shorter" else None  # of a JPEG, by its decoder, for speed
+    rgb_HW3 = images.decode(data, limits, scale_to, headroom=2.0)
+    height, width = rgb_HW3.shape[:2]
+    if resize.mode != "none":
+        info = images.inspect(data, limits)  # of the whole image: what was decoded may be smaller already
+        side_px = min(info.width, info.height) if resize.mode == "shorter" else max(info.width, info.height)
+        scale = min(1.0, resize.side_px / side_px)
+        width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
+        if (height, width) != rgb_HW3.shape[:2]:
+            shrunk = Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+            rgb_HW3 = np.asarray(shrunk)
+    smaller = images.encode(rgb_HW3, resize.format, resize.quality)
+    return smaller, ImageInfo(resize.format, width, height)

@@ -3,14 +3,14 @@
 Its policy forbids scripts and everything from elsewhere; addresses of images are text and no links.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 from curation.report.clusters import clusters
 from curation.report.data import ReportData
 from curation.report.gallery import near_duplicates
 from curation.report.markup import Markup, element, joined, table, text
-from curation.report.overview import CollectionOverview, FunnelEntry, step_notes
+from curation.report.overview import CollectionOverview, FunnelEntry, HostOverview, step_notes
 from curation.report.words import counted, reason_text, share, size, took
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -187,20 +187,37 @@ def _fetching(report: ReportData) -> Markup:
     pool = next((found for found in report.overview.collections if found.name == "pool"), None)
     if pool is None or pool.fetch is None:
         return Markup("")
+    fetch = pool.fetch
+    outcomes: list[list[str | int]] = [["", "became an image", fetch.num_kept, share(fetch.num_kept, fetch.num_rows)]]
+    for reason, count in fetch.rejected.items():
+        outcomes.append([element("code", reason), reason_text(reason), count, share(count, fetch.num_rows)])
+    about = f"What became of {counted(fetch.num_rows, 'link')} of the pool."
+    if fetch.num_retried:
+        about += f" {fetch.num_retried:,} were tried again, of which {fetch.num_recovered:,} became images."
+    fetched = _section(
+        "Fetched",
+        about,
+        element("div", table(["Reason", "Meaning", "Links", "Share"], outcomes, (2, 3)), class_="card"),
+    )
+    about = "Where the pool's links lead, hosts with the most links first, and where most of them failed."
+    if not fetch.exact_hosts:
+        about += " There were too many hosts to count each: these are lower bounds."
+    shown = [element("div", _hosts(hosts), class_="card") for hosts in (fetch.hosts, fetch.failing) if hosts]
+    return joined((fetched, _section("Hosts", about, *shown)))
+
+
+def _hosts(hosts: Sequence[HostOverview]) -> Markup:
     rows: list[list[str | int]] = [
         [
             element("bdi", host.host or "files of this machine"),
             host.num_rows,
             host.num_failed,
             share(host.num_failed, host.num_rows),
+            ", ".join(f"{reason} {count:,}" for reason, count in host.rejected.items()),
         ]
-        for host in pool.fetch.hosts
+        for host in hosts
     ]
-    about = f"Where the pool's links lead: {counted(len(rows), 'host')}, those with the most links first."
-    if not pool.fetch.exact_hosts:
-        about += " There were too many hosts to count each: these are lower bounds."
-    shown = table(["Host", "Links", "Failed", "Share"], rows, (1, 2, 3))
-    return _section("Hosts", about, element("div", shown, class_="card"))
+    return table(["Host", "Links", "Failed", "Share", "Why"], rows, (1, 2, 3))
 
 
 def _stages(report: ReportData) -> Markup:

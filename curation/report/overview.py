@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from curation.report.words import counted, plain, size, took
+from curation.report.words import counted, plain, share, size, took
+
+_SHOWN_HOSTS = 10
 
 
 @dataclass(frozen=True)
@@ -89,23 +91,34 @@ class FunnelEntry:
 
 @dataclass(frozen=True)
 class HostOverview:
-    """Rows of one host and how many of them failed; the host is empty for images of local sets."""
+    """Rows of one host, how many of them failed, and why; the host is empty for images of local sets.
+
+    Attributes:
+        host: Its name.
+        num_rows: Rows.
+        num_failed: Those that became no images.
+        rejected: Reason → rows, largest first.
+    """
 
     host: str
     num_rows: int
     num_failed: int
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class FetchOverview:
-    """What has been fetched so far.
+    """What has been fetched so far. A link that was tried again counts once, as what became of it in the end.
 
     Attributes:
-        num_rows: Rows of the shards that are fetched.
+        num_rows: Links of the shards that are fetched.
         num_kept: Those that became images.
         rejected: Reason → rows, largest first.
         hosts: Hosts with the most rows.
-        exact_hosts: False if there were too many hosts to count each: counts of ``hosts`` are then lower bounds.
+        exact_hosts: False if there were too many hosts to count each: counts of hosts are then lower bounds.
+        failing: Hosts with the most failures, the worst first.
+        num_retried: Times that a link was tried again by ``curate run --retry``.
+        num_recovered: Links that became images by it.
     """
 
     num_rows: int
@@ -113,6 +126,9 @@ class FetchOverview:
     rejected: dict[str, int]
     hosts: tuple[HostOverview, ...]
     exact_hosts: bool = True
+    failing: tuple[HostOverview, ...] = ()
+    num_retried: int = 0
+    num_recovered: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +139,7 @@ class CollectionOverview:
         name: ``pool``, ``seeds/<name>`` or ``references/<name>``.
         crawled: Whether its crawl is finished; everything else is empty before.
         num_shards: Shards.
-        num_rows: Rows.
+        num_rows: Links: rows but for those that try another one again.
         skipped: What the crawl left out, by reason.
         funnel: Stages whose verdicts are finished, in order.
         fetch: What has been fetched, or None before the first shard.
@@ -294,16 +310,24 @@ def _collection(found: CollectionOverview) -> Iterator[str]:
     )
     if found.skipped:
         yield f"  left out by the crawl: {_reasons(found.skipped)}"
-    if found.fetch is not None and found.entry("fetch") is None:
-        rejected = _reasons(found.fetch.rejected) or "none"
-        fetched = f"{counted(found.fetch.num_rows, 'row')}, {counted(found.fetch.num_kept, 'image')}"
-        yield f"  fetched so far: {fetched}; failed: {rejected}"
-    failing = sorted(found.fetch.hosts if found.fetch else (), key=lambda host: -host.num_failed)[:5]
-    hosts = [
-        f"{plain(host.host) or 'local'} {host.num_failed:,} of {host.num_rows:,}" for host in failing if host.num_failed
-    ]
-    if hosts:
-        yield f"  failures by host: {', '.join(hosts)}"
+    if found.fetch is not None:
+        yield from _fetched(found.fetch, is_whole=found.fetch.num_rows == found.num_rows)
+
+
+def _fetched(found: FetchOverview, is_whole: bool) -> Iterator[str]:
+    yield f"  fetched{'' if is_whole else ' so far'}: {counted(found.num_rows, 'link')}"
+    outcomes = [("image", found.num_kept), *found.rejected.items()]
+    rows = [(plain(reason), f"{count:,}", share(count, found.num_rows)) for reason, count in outcomes]
+    yield from _aligned(rows, left=1, indent="    ")
+    if found.num_retried:
+        yield f"  tried again: {found.num_retried:,}, of which {found.num_recovered:,} became images"
+    if found.failing:
+        yield "  failures by host:" + ("" if found.exact_hosts else " (at least)")
+        failing = [
+            (plain(host.host) or "local", f"{host.num_failed:,}", f"of {host.num_rows:,}", _reasons(host.rejected))
+            for host in found.failing[:_SHOWN_HOSTS]
+        ]
+        yield from _aligned(failing, left=1, last_left=True, indent="    ")
 
 
 def _reasons(counts: dict[str, int]) -> str:

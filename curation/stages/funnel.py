@@ -16,14 +16,23 @@ class Funnel:
         self.num_rows = 0
         self._rejected: dict[str, Counter[str]] = {stage: Counter() for stage in self.stages}
 
-    def add(self, num_rows: int, verdicts: Sequence[tuple[str, pa.Array | pa.ChunkedArray]]) -> None:
+    def add(
+        self,
+        num_rows: int,
+        verdicts: Sequence[tuple[str, pa.Array | pa.ChunkedArray]],
+        retried: Sequence[str] = (),
+    ) -> None:
         """Count a shard.
 
         Args:
             num_rows: Rows of the shard.
             verdicts: (stage, ``reject_reason``) in order, each with one entry a row.
+            retried: ``retry_reason`` of the rows of earlier shards that this one tries again: those count no more, so
+                that a link counts once, as what became of it in the end.
         """
-        self.num_rows += num_rows
+        self.num_rows += num_rows - len(retried)
+        if "fetch" in self._rejected:
+            self._rejected["fetch"].subtract(retried)
         left = np.ones(num_rows, bool)
         for stage, reasons in verdicts:
             rejected = left & reasons.is_valid().to_numpy(zero_copy_only=False)
@@ -36,7 +45,8 @@ class Funnel:
         left = self.num_rows
         for stage in self.stages:
             rejected = self._rejected[stage]
-            reasons = dict(sorted(rejected.items(), key=lambda item: (-item[1], item[0])))
+            counted = ((reason, count) for reason, count in rejected.items() if count)
+            reasons = dict(sorted(counted, key=lambda item: (-item[1], item[0])))
             entries.append({"stage": stage, "in": left, "out": left - rejected.total(), "rejected": reasons})
             left -= rejected.total()
         return entries

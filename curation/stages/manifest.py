@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation import schema
+from curation.blocklist import blocklists
 from curation.config import ExcludeConfig, RunConfig
 from curation.errors import InputError
 from curation.fingerprint import add_digests, rows_digest
@@ -83,6 +84,7 @@ class ManifestStage:
         self.verdicts = verdicts
         self.provenance = provenance
         self.excluded = Excluded(config.manifest.exclude)
+        self.blocked = blocklists(config.fetch.blocked_hashes)
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Yield a verdict for each shard of the pool and the seeds; leave the manifest and its summary."""
@@ -96,7 +98,7 @@ class ManifestStage:
                 chosen: list[npt.NDArray[Any]] = [taken]
                 for view in inputs.shards(collection):
                     table = _rows(view)
-                    reasons = self.excluded.reasons(table, view.kept)
+                    reasons = self._without_blocked(self.excluded.reasons(table, view.kept), table, view.kept)
                     if selects:
                         reasons = _once(reasons, table, view.kept, taken)
                         rows = table.filter(pc.and_(pa.array(view.kept), reasons.is_null()))
@@ -106,7 +108,7 @@ class ManifestStage:
                     earlier = [
                         (stage, view.read(made, ["reject_reason"]).column(0)) for stage, made in self.verdicts[kind]
                     ]
-                    funnel.add(view.num_rows, [*earlier, ("manifest", reasons)])
+                    funnel.add(view.num_rows, [*earlier, ("manifest", reasons)], _retried(view))
                     yield collection, view.shard, pa.table([reasons], schema=schema.MANIFEST_VERDICT.schema)
                 taken = np.sort(np.concatenate(chosen))
                 funnels[collection] = funnel.rows()
@@ -118,6 +120,15 @@ class ManifestStage:
             }
             writer.describe(summary)
         (scratch / SUMMARY_FILE).write_text(json.dumps(summary, indent=1, sort_keys=True))
+
+    def _without_blocked(self, reasons: pa.Array, table: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Array:
+        """Reject kept rows whose image a list has come to name after it was fetched."""
+        if not self.blocked:
+            return reasons
+        found = self.blocked.find(table.column("image_id").to_pylist())
+        listed = np.zeros(table.num_rows, bool)
+        listed[list(found)] = True
+        return pc.if_else(pa.array(listed & kept), "blocklisted", reasons)
 
 
 class _Writer:
@@ -216,6 +227,10 @@ def _once(reasons: pa.Array, table: pa.Table, kept: npt.NDArray[np.bool_], taken
     again = np.zeros(table.num_rows, bool)
     again[rows] = taken[place] == ids
     return pc.if_else(pc.and_(pa.array(again), reasons.is_null()), "exact_duplicate", reasons)
+
+
+def _retried(view: ShardView) -> list[str]:
+    return view.read(schema.RETRY, ["retry_reason"]).column(0).to_pylist() if view.is_retry else []
 
 
 def _rows(view: ShardView) -> pa.Table:

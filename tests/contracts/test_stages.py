@@ -1,6 +1,7 @@
 """What must hold for every step of the real plan, whatever it does."""
 
 import importlib
+import os
 import re
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_the_help_lists_the_stages_of_the_plan():
 # -- every setting shapes an output, or is known not to -------------------------------------------------------------
 
 OTHER = {  # values that are other than the default, and allowed
+    "fetch.consent": {"tdm": False},
+    "fetch.policy": {"tracking_pixels": False},
+    "fetch.proxy": "http://proxy.example:3128",
+    "fetch.blocked_hashes": [os.devnull],
+    "fetch.blocked_pdq": [os.devnull],
+    "fetch.host_requests_per_s": 1.0,
+    "fetch.resize": {"side_px": 64},
     "embed.preset": "dinov2-vits14",
     "embed.features": "pooled",
     "embed.precision": "bf16",
@@ -136,12 +144,22 @@ OTHER = {  # values that are other than the default, and allowed
     "dedup.backend": "exact",
 }
 SHAPES_NOTHING = {
-    "fetch.user_agent": "how politely",
+    "crawl.max_download_bytes": "refused altogether beyond it",
+    "crawl.input_attempts": "how patiently",
+    "crawl.input_backoff_s": "how patiently",
+    "crawl.input_timeout_s": "how patiently",
+    "fetch.host_requests_per_s": "how politely",
+    "fetch.max_crawl_delay_s": "how politely",
+    "fetch.host_failures": "how patiently",
+    "fetch.idle_timeout_s": "how patiently",
     "fetch.concurrency": "how fast",
     "fetch.host_concurrency": "how fast",
     "fetch.timeout_s": "how patiently",
     "fetch.connect_timeout_s": "how patiently",
     "fetch.retries": "how patiently",
+    "fetch.proxy": "by which way",
+    "fetch.blocked_pdq": "what of what comes is discarded; rows that are there stay",
+    "fetch.blocked_pdq_distance": "as blocked_pdq",
     "images.decode_threads": "how fast",
     "images.decode_timeout_s": "how patiently",
     "images.prepare_timeout_s": "how patiently",

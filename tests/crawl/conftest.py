@@ -3,8 +3,10 @@
 import asyncio
 import gzip
 import io
+import math
 import struct
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ from concurrent.futures import Future
 import numpy as np
 import pytest
 from aiohttp import web
+from multidict import CIMultiDict
 from PIL import Image
 
 from curation.config import FetchConfig, RunConfig
@@ -44,17 +47,26 @@ class Site:
     Attributes:
         url: ``http://127.0.0.1:port``.
         hits: Path → requests seen.
+        log: Path and time of each request.
+        busy_until: When ``/limited`` stops answering 429.
         most_at_once: Requests to ``/slow`` that ran at the same time.
         agents: User agents seen.
         robots: Body of robots.txt, or a status.
+        tdmrep: Body of tdmrep.json, or a status.
     """
 
     def __init__(self) -> None:
         self.hits: Counter[str] = Counter()
+        self.log: list[tuple[str, float]] = []
+        self.busy_until = 0.0
         self.agents: set[str] = set()
         self.robots: str | int = 404
         self.robots_delay_s = 0.0
+        self.tdmrep: str | int = 404
+        self.tdmrep_delay_s = 0.0
+        self.endless_headers: dict[str, str] = {}
         self.pages: dict[str, str] = {}
+        self.page_headers: dict[str, str] = {}
         self.most_at_once = 0
         self._at_once = 0
         self._loop = asyncio.new_event_loop()
@@ -79,25 +91,42 @@ class Site:
         started.set_result(runner.addresses[0][1])
         self._loop.run_forever()
         self._loop.run_until_complete(runner.cleanup())
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
         self._loop.run_until_complete(self._loop.shutdown_asyncgens())
         self._loop.close()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.path
         self.hits[path] += 1
+        self.log.append((path, time.monotonic()))
         self.agents.add(request.headers.get("User-Agent", ""))
         if path == "/robots.txt":
-            await asyncio.sleep(self.robots_delay_s)
-            if isinstance(self.robots, int):
-                return web.Response(status=self.robots)
-            return web.Response(text=self.robots)
+            return await self._well_known(self.robots, self.robots_delay_s)
+        if path == "/.well-known/tdmrep.json":
+            return await self._well_known(self.tdmrep, self.tdmrep_delay_s)
         if path in self.pages:
-            return web.Response(text=self.pages[path], content_type="text/html")
+            return web.Response(text=self.pages[path], content_type="text/html", headers=self.page_headers)
         handler = getattr(self, "_" + path.strip("/").split("/")[0].partition(".")[0], None)
         try:
             return await handler(request) if handler else web.Response(status=404)
         except ConnectionError:  # the client had enough
             return web.Response(status=500)
+
+    async def _well_known(self, body: str | int, delay_s: float) -> web.Response:
+        """With headers that opt out: they do not keep the file itself from being read."""
+        await asyncio.sleep(delay_s)
+        if isinstance(body, int):
+            return web.Response(status=body)
+        return web.Response(text=body, headers={"X-Robots-Tag": "noai", "TDM-Reservation": "1"})
+
+    async def _tagged(self, request: web.Request) -> web.StreamResponse:
+        """An image with the headers that the query names."""
+        headers = CIMultiDict((name, value) for name, value in request.query.items() if name != "status")
+        answer = web.StreamResponse(status=int(request.query.get("status", 200)), headers=headers)
+        await answer.prepare(request)
+        await answer.write(make_image(8))
+        return answer
 
     async def _image(self, request: web.Request) -> web.Response:
         return web.Response(body=make_image(int(request.path.rpartition("/")[2].partition(".")[0])))
@@ -111,6 +140,13 @@ class Site:
             return web.Response(status=429, headers={"Retry-After": request.path.rpartition("/")[2]})
         return web.Response(body=make_image(1))
 
+    async def _limited(self, request: web.Request) -> web.Response:
+        """429 for all, until ``busy_until``."""
+        left_s = self.busy_until - time.monotonic()
+        if left_s > 0:
+            return web.Response(status=429, headers={"Retry-After": str(math.ceil(min(left_s, 3600)))})
+        return web.Response(body=make_image(1))
+
     async def _drip(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
         await answer.prepare(request)
@@ -120,7 +156,7 @@ class Site:
         return answer
 
     async def _endless(self, request: web.Request) -> web.StreamResponse:
-        answer = web.StreamResponse()
+        answer = web.StreamResponse(headers=self.endless_headers)
         await answer.prepare(request)
         while True:
             await answer.write(bytes(1 << 16))

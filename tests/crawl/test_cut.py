@@ -8,7 +8,8 @@ import pytest
 from curation import schema
 from curation.config import RunConfig, parse
 from curation.crawl.cut import cut
-from curation.crawl.links import Link
+from curation.crawl.links import Link, to_table
+from curation.crawl.merge import with_hashes
 
 
 def config(rows, host_spread=4):
@@ -26,8 +27,16 @@ def local(number=100):
     ]
 
 
+def tables(links, batch=97):
+    """Yield links as ``cut`` takes them, a few at a time."""
+    links, position = list(links), 0
+    for start in range(0, len(links), batch):
+        table, position = with_hashes(to_table(links[start : start + batch]), position)
+        yield table
+
+
 def shards(links, settings, scratch):
-    return [table.column("url").to_pylist() for table in cut(iter(links), settings, scratch)]
+    return [table.column("url").to_pylist() for table in cut(tables(links), settings, scratch)]
 
 
 def host(url):
@@ -48,7 +57,7 @@ def test_pages_of_a_url_that_comes_again_are_merged_and_sorted(tmp_path):
         Link("https://h.example/a.jpg", ("https://b.example/",)),
     ]
 
-    (table,) = cut([*links, links[0]], config(10), tmp_path)
+    (table,) = cut(tables([*links, links[0]]), config(10), tmp_path)
 
     assert table.to_pylist()[0]["page_urls"] == ["https://b.example/", "https://z.example/"]
     assert table.schema == schema.CRAWL.schema
@@ -112,3 +121,15 @@ def test_no_links_make_one_empty_shard(tmp_path):
 
 def test_urls_that_are_no_unicode_text_are_no_reason_to_fail(tmp_path):
     assert shards([Link("https://h.example/ü\u202e.jpg"), *local(1)], config(1), tmp_path)
+
+
+@pytest.mark.parametrize(("spread", "rows", "shared"), [(1, 20, 1), (4, 20, 4), (4, 3, 7), (4, 9000, 1)])
+def test_each_row_says_how_many_shards_share_its_host(tmp_path, spread, rows, shared):
+    links = [*web(2000, hosts=1), *(Link(f"https://small{n}.example/") for n in range(20)), *local(5)]
+
+    found = [row for table in cut(tables(links), config(rows, spread), tmp_path) for row in table.to_pylist()]
+
+    counts = {row["host_shards"] for row in found if "host0" in row["url"]}
+    assert counts == {shared}  # 7: a shard holds no more than 100 times its rows of one host
+    assert {row["host_shards"] for row in found if "small" in row["url"]} == {1}
+    assert {row["host_shards"] for row in found if row["source_kind"] == "file"} == {None}

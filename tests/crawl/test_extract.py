@@ -1,6 +1,10 @@
+import random
+
 import pytest
 
-from curation.crawl.extract import MAX_OPEN_TAGS, decode_html, extract, parse_srcset
+from curation.crawl.charset import decode_html
+from curation.crawl.extract import extract, parse_srcset
+from curation.crawl.tag_cost import MAX_OPEN_TAGS
 from curation.errors import LinkError
 
 PAGE = "https://example.com/a/page.html"
@@ -64,8 +68,8 @@ def test_images_of_a_page(html, expected):
         ("<img>", "no_source"),
         ("<img src=''>", "no_source"),
         ("<img src>", "no_source"),
-        ("<img src=about:blank>", "bad_url"),
-        ("<img src=http://user:pw@example.com/x.jpg>", "bad_url"),
+        ("<img src=about:blank>", "policy_scheme"),
+        ("<img src=http://user:pw@example.com/x.jpg>", "policy_credentials"),
     ],
 )
 def test_what_is_no_image_of_the_web_is_counted(html, reason):
@@ -134,3 +138,21 @@ def test_srcset_candidates(srcset, expected):
 )
 def test_pages_are_decoded_by_what_they_say_they_are(data, content_type, expected):
     assert decode_html(data, content_type) == expected
+
+
+def test_mutilated_pages_give_addresses_of_the_web_and_no_error():
+    drawn = random.Random(0)
+    whole = (
+        "<!doctype html><base href=/b/><meta name=robots content='noai'><svg><style><img src=s></style></svg>"
+        "<picture><source srcset='a 1x, b 2x'><img src='c' data-src=\"d\" srcset=e></picture><script>'<img>'</script>"
+        "<table><td><img src=&#x2f;x&amp;y><noscript><img src=//h/é></noscript><select><img src=f></select><!-- x -->"
+    )
+    for _ in range(2000):
+        page = bytearray(whole.encode())
+        for _ in range(drawn.randrange(1, 30)):
+            place = drawn.randrange(len(page))
+            page[place : place + drawn.randrange(3)] = drawn.choice(
+                [b"<", b">", b"'", b'"', b"=", b"\0", b"\xff", b"&#"]
+            )
+        images = extract(bytes(page), PAGE)
+        assert all(url.startswith(("http://", "https://")) for url in images.urls)

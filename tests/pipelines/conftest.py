@@ -3,7 +3,11 @@
 import io
 import json
 import shutil
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +148,74 @@ def ray_runner() -> Iterator[Any]:
     runner = RayRunner(object_store_bytes=80_000_000)
     yield runner
     runner.close()
+
+
+class FlakySite:
+    """A web server on loopback whose images may fail for a while.
+
+    Attributes:
+        url: ``http://127.0.0.1:port``.
+        images: Path → bytes; any other path is a 404.
+        failing: Path → status that is answered instead.
+        hits: Requests for each path, robots.txt and the like left out.
+        delay_s: Before each answer.
+    """
+
+    def __init__(self) -> None:
+        self.images: dict[str, bytes] = {}
+        self.failing: dict[str, int] = {}
+        self.hits: Counter[str] = Counter()
+        self.delay_s = 0.0
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body, status = site.images.get(self.path), site.failing.get(self.path, 200)
+                if body is not None:
+                    site.hits[self.path] += 1
+                    time.sleep(site.delay_s)
+                if body is None or status != 200:
+                    body, status = b"", status if body is not None else 404
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.send_header("ETag", f'"{self.path}"')
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def add(self, folder: Path) -> list[str]:
+        """Serve the images of a folder; return their paths."""
+        found = {f"/{path.name}": path.read_bytes() for path in sorted(folder.iterdir())}
+        self.images |= found
+        return list(found)
+
+    def tree(self, paths: list[str], rows: int = 100) -> dict[str, Any]:
+        """Settings of a run of some paths."""
+        return {
+            "pool": {"inputs": [{"kind": "urls", "urls": [self.url + path for path in paths]}]},
+            "fetch": {"allow_private_addresses": True, "retries": 0, "user_agent": "test/1.0"},
+            "shards": {"rows": rows},
+            "cluster": {"num_clusters": 4, "iterations": 5},
+            "faces": {"scales": [1.0]},
+        }
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def flaky_site() -> Iterator[FlakySite]:
+    """A web server whose images may fail for a while."""
+    site = FlakySite()
+    yield site
+    site.close()

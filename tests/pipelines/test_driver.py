@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -18,6 +19,7 @@ from curation.pipelines.driver import Request, StepStarted, Warned, bring_up, re
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.units import Done
+from curation.stages.manifest import SUMMARY_KEY
 from curation.store import Run
 
 
@@ -154,6 +156,23 @@ def test_settings_of_crawl_and_fetch_do_not_make_them_again(copied, bring, tree)
     warnings = [event.message for event in events if isinstance(event, Warned)]
     assert any("--redo crawl" in message for message in warnings)
     assert any("--redo fetch" in message for message in warnings)
+
+
+def test_a_check_of_consent_that_was_off_when_images_came_stands_in_the_manifest(copied, bring, tree):
+    manifest = Request(redo=frozenset({"manifest"}))
+    bring(copied, tree() | {"fetch": {"consent": {"robots": False}}}, manifest)
+    assert _consents(copied) == [(False, True)] * 2  # what the settings say
+
+    bring(copied, tree() | {"fetch": {"consent": {"tdm": False}}}, Request("fetch", redo=frozenset({"fetch"})))
+    bring(copied, tree(), manifest)
+    assert _consents(copied) == [(True, False)] * 2  # what they said when images were fetched
+
+
+def _consents(run):
+    """Return whether robots and tdm were on, by the manifest's summary and by its metadata."""
+    metadata = pq.read_metadata(run / "manifest.parquet").metadata
+    summaries = [json.loads(Run(run).read_bytes("manifest.json")), json.loads(metadata[SUMMARY_KEY])]
+    return [(summary["consent"]["robots"], summary["consent"]["tdm"]) for summary in summaries]
 
 
 def test_the_cost_of_doing_fetch_again_names_what_is_protected_behind_it(copied, tree):

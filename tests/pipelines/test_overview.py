@@ -294,6 +294,7 @@ def test_a_finished_run_is_done_and_its_funnel_is_the_manifests(finished: Made) 
     assert marker is not None
     summary = json.loads(finished.run.read_bytes(marker.files["manifest.json"]))
     assert (found.manifest.digest, found.manifest.num_images) == (summary["digest"], 3)
+    assert [summary["consent"][name] for name in ("robots", "page", "headers", "tdm")] == [True] * 4
     for collection in found.collections[:2]:
         rows = [(entry.stage, entry.num_in, entry.num_out, entry.rejected) for entry in collection.funnel]
         assert rows == [(e["stage"], e["in"], e["out"], e["rejected"]) for e in summary["funnel"][collection.name]]
@@ -401,6 +402,24 @@ def test_hosts_are_counted_with_their_failures(finished: Made) -> None:
     assert pool.image_bytes > 0
 
 
+def test_status_and_report_say_what_became_of_links_and_which_hosts_failed_why(finished: Made) -> None:
+    lines = finished.overview().lines()
+    page = Path(write_report(finished.context, finished.plan)).read_text()
+
+    start = lines.index("  fetched: 12 links")
+    assert [line.split() for line in lines[start + 1 : start + 6]] == [
+        ["image", "10", "83.3", "%"],
+        ["http_404", "1", "8.3", "%"],
+        ["timeout", "1", "8.3", "%"],
+        ["failures", "by", "host:"],
+        ["bad.example", "2", "of", "2", "http_404", "1,", "timeout", "1"],
+    ]
+    assert "<h2>Fetched</h2>" in page
+    assert "http_404 1, timeout 1" in page
+    (pool, *_) = finished.overview().as_dict()["collections"]
+    assert pool["fetch"]["failing"][0]["rejected"] == {"http_404": 1, "timeout": 1}
+
+
 @pytest.mark.parametrize(
     ("url", "host"),
     [
@@ -414,7 +433,7 @@ def test_hosts_are_counted_with_their_failures(finished: Made) -> None:
 def test_a_host_is_what_stands_between_user_and_port(url: str, host: str) -> None:
     hosts = HostTally()
 
-    hosts.add(pa.chunked_array([[url]]), np.array([True]))
+    hosts.add(pa.chunked_array([[url]]), pa.chunked_array([["dns"]]))
 
     assert [(found.host, found.num_failed) for found in hosts.top(1)] == [(host, 1)]
 
@@ -424,7 +443,7 @@ def test_more_hosts_than_fit_keep_the_largest_and_say_so() -> None:
 
     for start in range(0, 40, 4):
         urls = [f"https://{index}.example/" for index in range(start, start + 4)] + ["https://big.example/"] * 2
-        hosts.add(pa.chunked_array([urls]), np.zeros(6, bool))
+        hosts.add(pa.chunked_array([urls]), pa.chunked_array([pa.nulls(6, pa.string())]))
 
     assert not hosts.exact
     assert hosts.top(1)[0].host == "big.example"

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from curation.config import RunConfig, parse
-from curation.errors import ConfigError, PlanError, UsageError
+from curation.errors import ConfigError, InputError, PlanError, UsageError
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.plan import Plan, Step
 from curation.schema import REJECT_REASON, Table
@@ -125,3 +125,33 @@ def test_what_changes_features_is_part_of_their_fingerprint(change) -> None:
     step = build_plan(config).step("embed")
 
     assert step.settings(config, "pool") != step.settings(changed, "pool")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"consent": {name: False}} for name in ("robots", "page", "headers", "tdm")),
+        *({"policy": {"ports": [80]}}, {"policy": {"tracking_pixels": False}}, {"policy": {"blocked_urls": ["*/x/*"]}}),
+    ],
+)
+def test_consent_and_policy_are_part_of_the_fingerprint_of_fetch(change) -> None:
+    config, changed = (parse(RunConfig, {"fetch": fetch}, "test") for fetch in ({}, change))
+    step = build_plan(config).step("fetch")
+
+    assert step.settings(config, "pool") != step.settings(changed, "pool")
+
+
+def test_the_content_of_domain_lists_is_part_of_the_fingerprint_of_fetch(tmp_path) -> None:
+    def settings(name, text):
+        (tmp_path / name).write_text(text)
+        config = parse(RunConfig, {"fetch": {"policy": {"blocked_domains": [str(tmp_path / name)]}}}, "test")
+        return build_plan(config).step("fetch").settings(config, "pool")
+
+    assert settings("a", "bad.example\n") == settings("b", "bad.example\n") != settings("c", "worse.example\n")
+
+
+def test_a_list_that_cannot_be_read_is_refused_before_a_run_starts(tmp_path) -> None:
+    config = parse(RunConfig, {"fetch": {"policy": {"blocked_domains": [str(tmp_path / "no.txt")]}}}, "test")
+
+    with pytest.raises(InputError, match=r"no\.txt cannot be read"):
+        build_plan(config).step("fetch").check(config)

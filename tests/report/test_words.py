@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from curation import schema
@@ -46,3 +48,9 @@ def test_text_from_data_cannot_steer_a_terminal() -> None:
 )
 def test_numbers_read_as_people_write_them(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_every_reason_of_a_link_is_in_the_documents() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "outcomes.md").read_text(encoding="utf-8")
+
+    assert {reason for reason in LINK_REASONS | schema.IMAGE_REASONS if f"`{reason}`" not in text} == set()

@@ -1,0 +1,163 @@
+"""One process of ``process_runner`` that does units, and how it is started.
+
+What a worker needs takes it a second to import, so the command line starts some before it knows what there is to do,
+and imports its own meanwhile: this module itself imports next to nothing.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from curation.errors import CurationError
+from curation.processes import leave_pandas_out
+
+if TYPE_CHECKING:
+    from curation.pipelines.units import Unit
+
+_ROWS_AFTER_S = 0.2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class WorkerProcess:
+    """A process, the pipe to it, and the unit that it is at work on."""
+
+    process: Any
+    pipe: Connection
+    unit: "Unit | None" = None
+
+    def close(self) -> None:
+        """End the process."""
+        self.pipe.close()
+        self.process.join(0.2)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+class Spawner:
+    """Starts workers.
+
+    Attributes:
+        stop: Once it is set, workers stop at the next image.
+    """
+
+    def __init__(self) -> None:
+        self._processes = multiprocessing.get_context("spawn")  # forked threads of torch and Arrow would hang
+        self.stop = self._processes.Event()
+        self._ahead: list[WorkerProcess] = []
+
+    def start_ahead(self, num_workers: int) -> None:
+        """Start workers whose run is not known yet."""
+        self._ahead += [self._start() for _ in range(num_workers)]
+
+    def spawn(self, url: str, config: str, fence: str) -> WorkerProcess:
+        """Return a worker for a run, one that was started ahead where there is one.
+
+        Args:
+            url: The run's.
+            config: Its settings, as YAML.
+            fence: Token of its lease.
+        """
+        worker = self._ahead.pop() if self._ahead else self._start()
+        try:
+            worker.pipe.send((url, config, fence))
+        except BrokenPipeError:  # it died while it waited
+            worker.close()
+            worker = self._start()
+            worker.pipe.send((url, config, fence))
+        return worker
+
+    def close(self) -> None:
+        """End the workers that nobody has wanted."""
+        for worker in self._ahead:
+            worker.close()
+        self._ahead.clear()
+
+    def _start(self) -> WorkerProcess:
+        ours, theirs = self._processes.Pipe()
+        process = self._processes.Process(
+            target=_serve, args=(theirs, self.stop, os.getpid()), name="curation-worker", daemon=True
+        )
+        process.start()
+        theirs.close()
+        return WorkerProcess(process, ours)
+
+
+def _serve(pipe: Connection, stop: Any, parent: int) -> None:
+    """Do units until the pipe closes."""
+    _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_pandas_out()
+    import yaml
+
+    from curation import config as settings
+    from curation.config import RunConfig
+    from curation.crashes import watch
+    from curation.pipelines.context import Context
+    from curation.pipelines.lvd142m import build_plan
+    from curation.pipelines.work import execute
+    from curation.store import Run
+
+    try:
+        url, config, fence = pipe.recv()
+    except EOFError:
+        return
+    watch().enforce_deadlines()
+    run = Run(url)
+    run.fence = fence
+    parsed = settings.parse(RunConfig, yaml.safe_load(config), "run.yaml")
+    plan = build_plan(parsed)
+    step, context, rows = "", Context(run, parsed), _RowsDone(pipe)
+    while True:
+        try:
+            unit, num_cores = pipe.recv()
+        except EOFError:
+            return
+        if unit.step != step:  # let the model of the step before go
+            step, context = unit.step, Context(run, parsed, stop.is_set)
+            context.on_rows = rows.add
+        context.num_cores = num_cores
+        try:
+            message: tuple[str, Any] = ("done", execute(context, plan, unit))
+        except InterruptedError:
+            message = ("stopped", None)
+        except CurationError as error:
+            message = ("error", error)
+        rows.flush()
+        pipe.send(message)
+
+
+class _RowsDone:
+    """Tells of rows as they are done, but not of each: a message costs both sides 50 µs, and some rows little more."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._num_rows = 0
+        self._told_at = 0.0
+
+    def add(self, num_rows: int) -> None:
+        """Note that so many more rows are done."""
+        self._num_rows += num_rows
+        if time.monotonic() - self._told_at > _ROWS_AFTER_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell of those that were not told of."""
+        if self._num_rows:
+            self._pipe.send(("rows", self._num_rows))
+        self._num_rows, self._told_at = 0, time.monotonic()
+
+
+def _die_with(parent: int) -> None:
+    """End when the parent does: what an orphan writes would meet the next run's clearing up."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before this line
+        os._exit(1)

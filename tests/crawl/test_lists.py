@@ -1,0 +1,132 @@
+"""What lists of URLs say besides the URL, and which column is the URL's."""
+
+import gzip
+import json
+from collections import Counter
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation import crawl
+from curation.config import InputConfig, RunConfig
+from curation.crawl import inputs
+from curation.errors import InputError
+
+URLS = ["http://site.example/0.jpg", "http://site.example/1.jpg", "http://site.example/2.jpg"]
+
+
+def read(path, **source):
+    counts = Counter()
+    listed = [InputConfig(kind="urls", path=str(path), **source)]
+    return list(crawl.read_inputs(listed, RunConfig(), lambda reason: counts.update([reason]))), dict(counts)
+
+
+@pytest.mark.parametrize("name", ["url", "URL", "image_url", "OriginalURL"])
+def test_the_column_of_the_url_is_found_by_its_name(tmp_path, name):
+    pq.write_table(pa.table({"id": [1, 2, 3], "page_url": ["x"] * 3, name: URLS}), tmp_path / "x.parquet")
+
+    links, _ = read(tmp_path / "x.parquet")
+
+    assert [link.url for link in links] == URLS
+
+
+def test_further_columns_come_along_as_json_with_sorted_keys(tmp_path):
+    captions = ['a "quoted"\\ back\nslash\tü', None, "bell\a"]
+    table = pa.table(
+        {
+            "URL": pa.array(URLS).dictionary_encode().dictionary_decode(),
+            "TEXT": captions,
+            "WIDTH": pa.array([640, None, -1], pa.int32()),
+            "similarity": pa.array([0.25, None, float("nan")], pa.float32()),
+            "safe": [True, None, False],
+            "tags": [["a", "b"], None, []],
+            "day": pa.array([date(2026, 1, 2), None, None]),
+            "kind": pa.array(["x", None, "y"]).dictionary_encode(),
+            "bytes": pa.array([b"\x00", None, None]),
+        }
+    )
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    links, _ = read(tmp_path / "x.parquet")
+    some, _ = read(tmp_path / "x.parquet", columns=("WIDTH", "TEXT"))
+    none, _ = read(tmp_path / "x.parquet", columns=())
+
+    assert json.loads(links[0].extra) == {
+        "TEXT": captions[0],
+        "WIDTH": 640,
+        "day": "2026-01-02",
+        "kind": "x",
+        "safe": True,
+        "similarity": 0.25,
+        "tags": ["a", "b"],
+    }
+    assert list(json.loads(links[0].extra)) == sorted(json.loads(links[0].extra))
+    assert links[1].extra is None
+    assert json.loads(links[2].extra) == {"TEXT": "bell\a", "WIDTH": -1, "kind": "y", "safe": False, "tags": []}
+    assert json.loads(some[0].extra) == {"TEXT": captions[0], "WIDTH": 640}
+    assert {link.extra for link in none} == {None}
+
+
+def test_every_format_says_the_same_of_its_rows(tmp_path):
+    rows = [("url", "caption"), (URLS[0], 'x, "y"'), ("nonsense", "dropped"), (URLS[1], ""), (URLS[2], "ü")]
+    quoted = "\n".join(f'{url},"{caption.replace(chr(34), chr(34) * 2)}"' for url, caption in rows)
+    (tmp_path / "x.csv").write_text(quoted)
+    (tmp_path / "x.csv.gz").write_bytes(gzip.compress(quoted.encode()))
+    (tmp_path / "x.tsv").write_text("\n".join(f'{url}\t"{text.replace(chr(34), chr(34) * 2)}"' for url, text in rows))
+    table = pa.table({"url": [url for url, _ in rows[1:]], "caption": [text or None for _, text in rows[1:]]})
+    pq.write_table(table, tmp_path / "x.parquet")
+
+    found = [read(tmp_path / f"x.{suffix}") for suffix in ("csv", "csv.gz", "tsv", "parquet")]
+
+    assert all(one == found[0] for one in found)
+    assert [(link.url, link.extra) for link in found[0][0]] == [
+        (URLS[0], '{"caption":"x, \\"y\\""}'),
+        (URLS[1], None),
+        (URLS[2], '{"caption":"ü"}'),
+    ]
+    assert found[0][1] == {"bad_url": 1}
+
+
+def test_a_list_without_a_header_has_numbered_columns(tmp_path):
+    (tmp_path / "cc12m.tsv").write_text("\n".join(f"{url}\tcaption {n}" for n, url in enumerate(URLS)))
+
+    links, _ = read(tmp_path / "cc12m.tsv")
+
+    assert [(link.url, link.extra) for link in links] == [
+        (url, f'{{"1":"caption {number}"}}') for number, url in enumerate(URLS)
+    ]
+
+
+def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path):
+    (tmp_path / "x.csv").write_text(f"url,caption\n{URLS[0]},x")
+
+    with pytest.raises(InputError, match="no column text; set columns to some of: url, caption"):
+        read(tmp_path / "x.csv", columns=("text",))
+
+
+def test_a_packed_list_that_is_cut_short_gives_what_is_whole(tmp_path):
+    urls = [f"http://site.example/{number * 7919 % 100_000}.jpg" for number in range(50_000)]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress("\n".join(urls).encode())[:-20_000])
+    (tmp_path / "b.txt").write_text(URLS[0])
+
+    links, counts = read(tmp_path / "*.txt*")
+
+    assert [link.url for link in links[:-1]] == urls[: len(links) - 1]
+    assert len(links) > 10_000
+    assert links[-1].url == URLS[0]
+    assert counts == {"file_unreadable": 1}
+
+
+def test_a_large_parquet_list_is_read_in_parts_that_hold_each_row_once(tmp_path, monkeypatch):
+    urls = [f"http://site.example/{number}.jpg" for number in range(1000)]
+    pq.write_table(pa.table({"url": urls}), tmp_path / "x.parquet", row_group_size=70)
+    whole = read(tmp_path / "x.parquet")
+    monkeypatch.setattr(inputs, "_LIST_ROWS_A_PART", 200)
+
+    parts = inputs.split([InputConfig(kind="urls", path=str(tmp_path / "x.parquet"))], RunConfig())
+
+    assert [part.row_groups for part in parts] == [(0, 3), (3, 6), (6, 9), (9, 12), (12, 15)]
+    assert read(tmp_path / "x.parquet") == whole
+    assert [link.url for link in whole[0]] == urls

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from curation.config import ImagesConfig
+from curation.config import EmbedConfig, ImagesConfig
 from curation.images import decode
 from curation.models.encoder import ImageEncoder
 from curation.models.weights import resolve
@@ -16,6 +16,7 @@ from curation.models.weights import resolve
 SETS = ("photos", "flowers", "tiny_imagenet", "cifar10")
 PART = 1024
 _LIMITS = ImagesConfig()
+_CONFIG = EmbedConfig(batch_size=16)  # a larger batch is slower on a CPU: docs/embed.md
 
 
 def data_folder() -> Path:
@@ -38,9 +39,7 @@ def real_features(work: Path, num_threads: int = 2) -> npt.NDArray[np.float16] |
         for start in range(0, num_rows, PART):
             part = work / f"{path.stem}-{start:06d}.npy"
             if not part.exists():
-                encoder = encoder or ImageEncoder(
-                    "tf_efficientnet_lite0", resolve("efficientnet-lite0"), batch_size=64, num_threads=num_threads
-                )
+                encoder = encoder or ImageEncoder(_CONFIG, resolve(_CONFIG.weights), num_threads=num_threads)
                 found_ND = np.concatenate(list(_embedded(encoder, path, start))).astype(np.float16)
                 np.save(part.with_suffix(".tmp.npy"), found_ND, allow_pickle=False)
                 part.with_suffix(".tmp.npy").rename(part)

@@ -453,7 +453,10 @@ class IndexConfig(Settings):
         None, ge=4, le=1 << 16, description="Candidates that are ranked exactly; null: as `recall` takes (ivf_pq)."
     )
     recall: float = Field(
-        0.98, gt=0, le=1, description="Share of the 4 nearest images that a search must find, on a sample (ivf_pq)."
+        0.98,
+        gt=0,
+        le=1,
+        description="Share of the 4 nearest images that a search must find, on a sample of each seed set (ivf_pq).",
     )
 
     @model_validator(mode="after")

@@ -73,6 +73,8 @@ COMPONENT_ID = pa.field("component_id", pa.string())  # smallest image id of the
 COMPONENT_SIZE = pa.field("component_size", pa.int32())
 CLUSTER_ID = pa.field("cluster_id", pa.int32())
 CLUSTER_SIMILARITY = pa.field("cluster_similarity", pa.float32())  # cosine with the centroid
+# The clusters that it lies in at each level above (cluster.levels), from the bottom; empty: there are none.
+CLUSTER_ANCESTORS = pa.field("cluster_ancestors", pa.list_(pa.int32()))
 URLS = pa.field("urls", pa.list_(pa.string()))  # every URL of the same bytes, sorted; null on rejected rows
 SEEDS = pa.field("seeds", pa.list_(pa.string()))  # seed sets that retrieved the image, sorted
 SEED_IMAGE_ID = pa.field("seed_image_id", pa.string())  # the most similar seed image (sample-based retrieval)
@@ -121,7 +123,7 @@ FACES_VERDICT = Table("faces_verdict", pa.schema([REJECT_REASON]))
 SSCD = Table("sscd", pa.schema([SSCD_DESCRIPTOR, SCORE_BIAS]))
 DEDUP_CODES = Table("dedup_codes", pa.schema([SEARCHED, SEARCH_CODE]))
 DEDUP = Table("dedup", pa.schema([REJECT_REASON, DUPLICATE_OF, SIMILARITY, COMPONENT_ID, COMPONENT_SIZE]))
-CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY]))
+CLUSTER = Table("cluster", pa.schema([CLUSTER_ID, CLUSTER_SIMILARITY, CLUSTER_ANCESTORS]))
 RETRIEVE = Table("retrieve", pa.schema([REJECT_REASON, SEEDS, SEED_IMAGE_ID, SEED_SIMILARITY, NOMINAL_COUNT, BALANCED]))
 MANIFEST_VERDICT = Table("manifest_verdict", pa.schema([REJECT_REASON]))
 RETRY = Table("retry", pa.schema([RETRY_OF, RETRY_REASON]))  # of shards that `--retry` has added, row by row
@@ -169,6 +171,7 @@ MANIFEST = pa.schema(
         COMPONENT_SIZE,
         CLUSTER_ID,
         CLUSTER_SIMILARITY,
+        CLUSTER_ANCESTORS,
         SEEDS,
         SEED_IMAGE_ID,
         SEED_SIMILARITY,

@@ -6,6 +6,8 @@ centroid numbers, so that ties go to the smallest. Threads take blocks of points
 the work scales with them. (Measured, two iterations on 60,000 x 256 points with 1,000 centroids, one thread:
 ``faiss.Kmeans`` 0.72 s, ``kmeans.fit`` with this 0.72 s. ``faiss.knn`` is as fast only where it is asked for one
 result, and one result does not tell whether another centroid is within the error.)
+
+Where a GPU build of Faiss sees a GPU, the scores are its own, and the same exact similarities decide.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,8 +20,9 @@ import numpy.typing as npt
 from threadpoolctl import ThreadpoolController
 
 from curation.indexes.compiled import compiled
-from curation.indexes.preselect import default_threads, score_error
-from curation.indexes.vectors import PER_UNIT, ROUNDING, Singles, blocks, similarity
+from curation.indexes.keys import Keys
+from curation.indexes.preselect import best, default_threads, gpu_knn, score_error
+from curation.indexes.vectors import PER_UNIT, ROUNDING, Singles, Vectors, blocks, pair_similarities, similarity, widen
 
 Numbers = npt.NDArray[np.int32]
 Millionths = npt.NDArray[np.int64]
@@ -35,7 +38,8 @@ def workers(num_threads: int | None = None) -> Iterator["Workers"]:
     BLAS has one thread meanwhile. That setting belongs to the process, so concurrent calls share it; no result depends
     on it.
     """
-    with _blas().limit(limits=1, user_api="blas"), Workers(num_threads or default_threads()) as found:
+    num_threads = num_threads or default_threads()  # before: to limit a BLAS on OpenMP is to limit Faiss as well
+    with _blas().limit(limits=1, user_api="blas"), Workers(num_threads) as found:
         yield found
 
 
@@ -62,6 +66,19 @@ class Workers:
             list(self._pool.map(work, range(count)))  # raises what a call raised
 
 
+def widened(vectors_BD: Vectors, keys_B2: Keys, threads: Workers) -> Singles:
+    """Return checked vectors as float32, see ``vectors.widen``; the first bad row is the one that is named."""
+    points_BD = np.empty(vectors_BD.shape, np.float32)
+    spans = list(blocks(len(points_BD), _POINT_ROWS))
+
+    def work(number: int) -> None:
+        start, stop = spans[number]
+        points_BD[start:stop] = widen(vectors_BD[start:stop], keys_N2=keys_B2[start:stop])
+
+    threads.each(work, len(spans))
+    return points_BD
+
+
 def nearest_centroids(points_BD: Singles, centroids_KD: Singles, threads: Workers) -> tuple[Numbers, Millionths]:
     """Return the number of each point's nearest centroid and its rounded similarity in whole 1e-6, both (B,).
 
@@ -70,6 +87,8 @@ def nearest_centroids(points_BD: Singles, centroids_KD: Singles, threads: Worker
         centroids_KD: float32, K >= 1, multiples of 2^-24.
         threads: From ``workers``.
     """
+    if gpu_knn() is not None:
+        return _of_best(points_BD, centroids_KD)
     numbers_B = np.zeros(len(points_BD), np.int32)
     millionths_B = np.zeros(len(points_BD), np.int64)
     margin = np.float32(2 * score_error(points_BD.shape[1]) + 2 * ROUNDING)
@@ -80,6 +99,19 @@ def nearest_centroids(points_BD: Singles, centroids_KD: Singles, threads: Worker
         _assign(points_BD[start:stop], centroids_KD, margin, numbers_B[start:stop], millionths_B[start:stop])
 
     threads.each(work, len(spans))
+    return numbers_B, millionths_B
+
+
+def _of_best(points_BD: Singles, centroids_KD: Singles) -> tuple[Numbers, Millionths]:
+    """As ``nearest_centroids``, from the centroids whose scores are among the best, see ``preselect.best``."""
+    numbers_B = np.zeros(len(points_BD), np.int32)
+    millionths_B = np.zeros(len(points_BD), np.int64)
+    for point_P, number_P in best(points_BD, centroids_KD, 1, np.full(len(points_BD), -np.inf)):
+        found_P = np.rint(pair_similarities(points_BD, centroids_KD, point_P, number_P) * PER_UNIT).astype(np.int64)
+        order_P = np.lexsort((number_P, -found_P, point_P))  # all pairs of a point are in one piece
+        chosen_P = order_P[np.unique(point_P[order_P], return_index=True)[1]]
+        numbers_B[point_P[chosen_P]] = number_P[chosen_P]
+        millionths_B[point_P[chosen_P]] = found_P[chosen_P]
     return numbers_B, millionths_B
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import CorruptError, CurationError, DimensionError
+from curation.errors import CorruptError, DimensionError
 from curation.indexes import array_files, index_header
 from curation.indexes.exact import BLOCK_ROWS, Neighbours, nearest
 from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, VECTORS_FILE, Header
@@ -53,7 +53,10 @@ class FlatIndex:
             DimensionError: Wrong shape or dtype.
             VectorError: A row is not finite or not L2-normalised. Nothing is added.
         """
-        _check(vectors_ND, keys_N2, self.dim)
+        check_shape(vectors_ND, self.dim)
+        check_keys(keys_N2, len(vectors_ND))
+        for start, stop in blocks(len(vectors_ND), BLOCK_ROWS):
+            widen(vectors_ND[start:stop], first_row=start)
         if len(keys_N2):
             self._parts.append((np.array(vectors_ND, order="C"), np.array(keys_N2, order="C")))
 
@@ -120,30 +123,15 @@ class FlatIndex:
             CorruptError: Files are missing, damaged, or hold something else.
         """
         folder = Path(folder)
-        try:
-            vectors_ND = array_files.mapped(folder / VECTORS_FILE, "<f2")
-            keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
-            check_shape(vectors_ND)
-            check_keys(keys_N2, len(vectors_ND))
+        with index_header.loading(folder):
             header = index_header.read(folder / HEADER_FILE)
             if header.quantizer is not None:
                 raise CorruptError(f"{HEADER_FILE} is of an index of another kind")
-            if verify:
-                array_files.check(folder / KEYS_FILE, header.keys_crc32)
-                _check(vectors_ND, keys_N2, vectors_ND.shape[1])
-        except (OSError, CurationError) as error:
-            raise CorruptError(f"{folder}: is not a saved index: {error}") from error
+            vectors_ND, keys_N2 = index_header.mapped_rows(folder, header, None, verify)
         index = cls(vectors_ND.shape[1])
         if len(keys_N2):
             index._parts.append((vectors_ND, keys_N2))
         return index
-
-
-def _check(vectors_ND: Vectors, keys_N2: Keys, dim: int) -> None:
-    check_shape(vectors_ND, dim)
-    check_keys(keys_N2, len(vectors_ND))
-    for start, stop in blocks(len(vectors_ND), BLOCK_ROWS):
-        widen(vectors_ND[start:stop], first_row=start)
 
 
 def nearest_among(

@@ -72,6 +72,14 @@ class Tree:
             if parents.shape != (below,) or (below and not 0 <= parents.min() <= parents.max() < above):
                 raise DimensionError(f"level {level} has {below} clusters, whose parents must be below {above}")
 
+    def ancestors(self, numbers_N: Numbers) -> Numbers:
+        """Return the cluster of each level above that clusters of the first level lie in, int32 (N, levels - 1)."""
+        found = []
+        for parents in self.parents:
+            numbers_N = parents[numbers_N]
+            found.append(numbers_N)
+        return np.stack(found, axis=1) if found else np.empty((len(numbers_N), 0), np.int32)
+
     def save(self, path: Path) -> None:
         """Write an .npz file."""
         arrays: dict[str, Any] = {f"centroids_{level}": array for level, array in enumerate(self.centroids)}

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,11 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import CorruptError
+from curation.errors import CorruptError, CurationError
+from curation.indexes import array_files
+from curation.indexes.keys import Keys, check_keys
 from curation.indexes.quantizer import GRID, NUM_ENTRIES, Quantizer
+from curation.indexes.vectors import Vectors, blocks, check_shape, widen
 
 HEADER_FILE = "index.npz"
 LISTS_FILE = "lists.bin"
@@ -21,6 +26,7 @@ KEYS_FILE = "keys.npy"
 PROBED_K = 4
 _FORMAT = 2
 _QUANTIZER = ("rotation", "centroids", "codebook")
+_CHECKED_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,44 @@ def read(path: Path) -> Header:
     if not _fits(quantizer, sizes_L) or not _is_probing(probing) or not isinstance(crc32, int):
         raise CorruptError(f"{path}: not the header of an index: its entries do not fit together")
     return Header(keys_crc32, quantizer, probing, sizes_L, crc32)
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Say of whatever goes wrong inside the block that the folder is not a saved index.
+
+    Raises:
+        CorruptError: It is not.
+    """
+    try:
+        yield
+    except (OSError, CurationError) as error:
+        raise CorruptError(f"{folder}: is not a saved index: {error}") from error
+
+
+def mapped_rows(folder: Path, header: Header, dim: int | None, verify: bool) -> tuple[Vectors, Keys]:
+    """Map the vectors and keys of a saved index into memory.
+
+    Args:
+        folder: Where they lie.
+        header: Of the index.
+        dim: The dimension that they must have; None: any.
+        verify: Check every vector and the checksum of keys.
+
+    Raises:
+        CorruptError: Files are missing, damaged, or hold something else.
+        DimensionError: Wrong shape or dtype.
+        VectorError: A row is not finite or not L2-normalised.
+    """
+    vectors_ND = array_files.mapped(folder / VECTORS_FILE, "<f2")
+    keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
+    check_shape(vectors_ND, dim)
+    check_keys(keys_N2, len(vectors_ND))
+    if verify:
+        array_files.check(folder / KEYS_FILE, header.keys_crc32)
+        for start, stop in blocks(len(vectors_ND), _CHECKED_ROWS):
+            widen(vectors_ND[start:stop], first_row=start)
+    return vectors_ND, keys_N2
 
 
 def _fits(quantizer: Quantizer, sizes_L: npt.NDArray[Any]) -> bool:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from curation.errors import CorruptError, CurationError, DimensionError
+from curation.errors import CorruptError, DimensionError
 from curation.indexes import array_files, index_header, inverted_lists, quantizer
-from curation.indexes.exact import Neighbours, no_neighbours
+from curation.indexes.exact import Neighbours, nearest, no_neighbours
 from curation.indexes.flat import nearest_among
 from curation.indexes.index_header import HEADER_FILE, KEYS_FILE, LISTS_FILE, VECTORS_FILE, Header, Probing
 from curation.indexes.inverted_lists import InvertedLists
@@ -32,7 +32,6 @@ from curation.indexes.vectors import Rows, Singles, Vectors, blocks, check_shape
 
 _QUERIES = 1024
 _MAX_SCORES = 1 << 22  # and rows, fetched at a time: 48 MiB
-_SAVED_ROWS = 1 << 16
 
 
 class _Part(NamedTuple):
@@ -143,9 +142,12 @@ class IvfPqIndex:
         if not wanted:
             return best
         every = Probing(self.quantizer.num_lists, k)
+        probing = self.probing.for_k(k)
+        if probing.probes >= every.probes and probing.depth >= len(self):  # all are candidates: codes only cost time
+            return self._exact(queries_QD, k, num_threads, among_N)
         for start, stop in blocks(len(queries_QD), _QUERIES):
             part, queries_BD = best.part(start, stop), queries_QD[start:stop]
-            self._offer(part, queries_BD, self.probing.for_k(k), num_threads, among_N)
+            self._offer(part, queries_BD, probing, num_threads, among_N)
             (short,) = np.nonzero(part.rows[:, wanted - 1] < 0)  # the probed lists hold too few
             if len(short):
                 again = no_neighbours(len(short), k)
@@ -153,10 +155,7 @@ class IvfPqIndex:
                 _replace(part, short, again)
             (short,) = np.nonzero(part.rows[:, wanted - 1] < 0)
             if len(short):  # a row with the lowest score there can be is never a candidate of Faiss's
-                rows = np.arange(len(self)) if among_N is None else np.flatnonzero(among_N)
-                _replace(
-                    part, short, nearest_among(queries_BD[short], self.vectors(), rows, k, num_threads=num_threads)
-                )
+                _replace(part, short, self._exact(queries_BD[short], k, num_threads, among_N))
         return best
 
     def candidates(
@@ -224,24 +223,16 @@ class IvfPqIndex:
             CorruptError: Files are missing, damaged, or hold something else.
         """
         folder = Path(folder)
-        try:
+        with index_header.loading(folder):
             header = index_header.read(folder / HEADER_FILE)
             if header.quantizer is None or header.probing is None or header.sizes_L is None:
                 raise CorruptError(f"{HEADER_FILE} is of an index of another kind")
-            vectors_ND = array_files.mapped(folder / VECTORS_FILE, "<f2")
-            keys_N2 = array_files.mapped(folder / KEYS_FILE, "<u8")
-            check_shape(vectors_ND, header.quantizer.dim)
-            check_keys(keys_N2, len(vectors_ND))
+            vectors_ND, keys_N2 = index_header.mapped_rows(folder, header, header.quantizer.dim, verify)
             if header.sizes_L.max() > len(keys_N2) or header.sizes_L.sum() != len(keys_N2):
                 raise CorruptError(f"{HEADER_FILE} is of {header.sizes_L.sum()} rows, {KEYS_FILE} has {len(keys_N2)}")
             lists = InvertedLists(header.quantizer, folder / LISTS_FILE, header.sizes_L)
             if verify:
                 array_files.check(folder / LISTS_FILE, header.crc32)
-                array_files.check(folder / KEYS_FILE, header.keys_crc32)
-                for start, stop in blocks(len(vectors_ND), _SAVED_ROWS):
-                    widen(vectors_ND[start:stop], first_row=start)
-        except (OSError, CurationError) as error:
-            raise CorruptError(f"{folder}: is not a saved index: {error}") from error
         index = cls(header.quantizer, header.probing)
         if len(keys_N2):
             index._parts.append(_Part(vectors_ND, keys_N2, lists))
@@ -263,6 +254,13 @@ class IvfPqIndex:
             self._parts.append(_Part(added.vectors[order], added.keys[order], lists))
             self._added = []
         return self._parts
+
+    def _exact(
+        self, queries_QD: Vectors, k: int, num_threads: int | None, among_N: npt.NDArray[np.bool_] | None
+    ) -> Neighbours:
+        if among_N is None:
+            return nearest(queries_QD, self.vectors(), k, num_threads=num_threads)
+        return nearest_among(queries_QD, self.vectors(), np.flatnonzero(among_N), k, num_threads=num_threads)
 
     def _offer(
         self,

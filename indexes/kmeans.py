@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.errors import DimensionError
-from curation.indexes.assignment import Numbers, Workers, nearest_centroids, workers
+from curation.indexes.assignment import Numbers, Workers, nearest_centroids, widened, workers
 from curation.indexes.compiled import compiled
 from curation.indexes.keys import Keys, check_keys
 from curation.indexes.npz import reading
@@ -220,7 +220,7 @@ def _add_points(
     check_shape(vectors_ND, centroids_KD.shape[1])
     check_keys(keys_N2, len(vectors_ND))
     for start, stop in blocks(len(vectors_ND), BATCH_ROWS):
-        points_BD = widen(vectors_ND[start:stop], keys_N2=keys_N2[start:stop])
+        points_BD = widened(vectors_ND[start:stop], keys_N2[start:stop], threads)
         numbers_B, millionths_B = nearest_centroids(points_BD, centroids_KD, threads)
         _sum_by_cluster(total, points_BD, numbers_B, threads)
         total.millionths += int(millionths_B.sum())

@@ -50,7 +50,7 @@ class SmallestRanks:
     """Keeps the ``size`` rows with the smallest (rank, key) of all that are added.
 
     With ``distinct``, of rows with equal values only the one with the smallest (rank, key) counts. Memory: at most
-    ``2 * size + MIN_PENDING`` rows and one batch.
+    ``2 * size + MIN_PENDING`` rows, and as many while they are cut down.
     """
 
     def __init__(self, size: int, distinct: bool = False) -> None:
@@ -85,15 +85,17 @@ class SmallestRanks:
             wanted = self._parts[0].rows
             if (rows.dtype, rows.shape[1:]) != (wanted.dtype, wanted.shape[1:]):
                 raise DimensionError(f"rows were {wanted.dtype} {wanted.shape[1:]}, now {rows.dtype} {rows.shape[1:]}")
-        part = Sample(ranks_N, keys_N2, rows)
-        if self._limit is not None:
-            part = _take(part, np.flatnonzero(ranks_N <= self._limit))
-            if not len(part.rows):
-                return
-        self._parts.append(_take(part, np.arange(len(part.rows))))  # a copy: the caller may reuse its arrays
-        self._num_pending += len(part.rows)
-        if self._num_pending > max(self.size, MIN_PENDING):
-            self._compact()
+        block_rows = max(self.size, MIN_PENDING)  # once the first of them are kept, few of the others matter
+        for start in range(0, max(1, len(rows)), block_rows):
+            near = np.arange(start, min(start + block_rows, len(rows)))
+            if self._limit is not None:
+                near = near[ranks_N[near] <= self._limit]
+                if not len(near):
+                    continue
+            self._parts.append(_take(Sample(ranks_N, keys_N2, rows), near))  # a copy: the caller may reuse its arrays
+            self._num_pending += len(near)
+            if self._num_pending > block_rows:
+                self._compact()
 
     def merge(self, other: "SmallestRanks") -> None:
         """Offer the rows that ``other`` keeps."""

@@ -9,6 +9,7 @@ Sources: Arthur and Vassilvitskii 2007, "k-means++: the advantages of careful se
 k-means++" (rounds).
 """
 
+import logging
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -19,6 +20,8 @@ from curation.indexes.assignment import nearest_centroids, workers
 from curation.indexes.keys import Keys
 from curation.indexes.sampling import HashSample, hash_keys
 from curation.indexes.vectors import PER_UNIT, Rows, Singles, Vectors, blocks, check_shape, widen
+
+logger = logging.getLogger(__name__)
 
 OVERSAMPLING = 16
 ROUNDS = 16
@@ -46,6 +49,8 @@ def initial_centroids(
     _, keys_M2, vectors_MD = sample.result()
     if not len(vectors_MD):
         raise VectorError("there is no vector to cluster")
+    if len(vectors_MD) < k:
+        logger.warning("there are only %d different vectors: as many clusters instead of %d", len(vectors_MD), k)
     return spread(vectors_MD, keys_M2, k, seed, num_threads)
 
 

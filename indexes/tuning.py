@@ -12,6 +12,7 @@ from curation.indexes.vectors import Rows, Vectors, blocks
 
 logger = logging.getLogger(__name__)
 
+NUM_QUERIES = 500  # that recall is measured on
 MIN_DEPTH = 16
 MAX_DEPTH = 2048
 _BATCH = 128
@@ -27,8 +28,12 @@ def tune(
     probes: int | None = None,
     depth: int | None = None,
     num_threads: int | None = None,
+    drawn_from: str = "images of the pool",
 ) -> Probing:
-    """Return the cheapest search of an index that reaches a recall on queries, or the best there is.
+    """Return the cheapest search of an index that reaches a recall on queries.
+
+    It holds for queries like these: others may lie elsewhere and take many more probes. Where codes are too coarse for
+    any, it is an exact search, unless numbers are given: then the best there is.
 
     Time: one exact search of the queries and a few approximate ones.
 
@@ -40,6 +45,7 @@ def tune(
         probes: A number of probes that is given; None: find it.
         depth: A number of candidates that is given; None: find it.
         num_threads: Of Faiss.
+        drawn_from: What the log calls the queries.
 
     Raises:
         VectorError: A query or a row is not finite or not L2-normalised.
@@ -59,11 +65,23 @@ def tune(
             tried.append((found >= recall, found, cost, Probing(num_probes, size, found, len(queries_QD))))
     # The cheapest that is enough, or else the one that finds most.
     enough, found, _, best = min(tried, key=lambda one: (not one[0], 0.0 if one[0] else -one[1], one[2]))
+    if not enough and probes is None and depth is None:
+        logger.info(
+            "recall@%d on %d %s: %.4f at most with %d candidates, %.4f was asked for: the search is exact",
+            PROBED_K,
+            len(queries_QD),
+            drawn_from,
+            found,
+            best.depth,
+            recall,
+        )
+        return Probing(index.quantizer.num_lists, len(index), 1.0, len(queries_QD))
     logger.log(
         logging.INFO if enough else logging.WARNING,
-        "recall@%d on %d images of the pool: %.4f with %d of %d lists and %d candidates; %.4f was asked for",
+        "recall@%d on %d %s: %.4f with %d of %d lists and %d candidates; %.4f was asked for",
         PROBED_K,
         len(queries_QD),
+        drawn_from,
         found,
         best.probes,
         index.quantizer.num_lists,

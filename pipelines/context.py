@@ -29,6 +29,7 @@ class Context:
         self.config = config
         self.should_stop = should_stop
         self.on_rows: Callable[[int], None] = lambda num_rows: None  # told of rows as they are worked on
+        self.num_cores = 1  # of this machine, for each unit at work; runners on one machine say it
         self._lock = threading.RLock()
         self._made: dict[str, Any] = {}
 
@@ -71,9 +72,9 @@ class Context:
         return "cuda" if resources is not None and resources.gpus > 0 else "cpu"
 
     def num_threads(self, stage: str) -> int:
-        """Return how many threads a unit of a stage may use: the CPUs that the settings give its worker."""
+        """Return how many threads a unit of a stage may use: its cores here, or the CPUs that the settings give it."""
         resources = self.config.resources.get(stage, self.config.resources.get("default"))
-        return 1 if resources is None else max(1, int(resources.cpus))
+        return max(self.num_cores, 1 if resources is None else int(resources.cpus))
 
     def collections(self, kind: str) -> list[str]:
         """Return the collections of a kind: ``pool``, ``seeds`` or ``references``."""

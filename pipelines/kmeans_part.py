@@ -56,7 +56,7 @@ def work(context: Context, shards: Callable[..., Iterator[ShardView]], stage: Cl
         return len(keys_N2)
     state = get(context, f"{folder}/state-{part.round}.npz", kmeans.Centroids.load)
     vectors_ND, keys_N2 = get(context, points, load_points)
-    sums = kmeans.partial_sums(vectors_ND, keys_N2, state.vectors, num_threads=1)
+    sums = kmeans.partial_sums(vectors_ND, keys_N2, state.vectors, stage.num_threads)
     put(context, f"{folder}/sums-{part.round}-{unit.shard}.npz", sums.save)
     return len(keys_N2)
 

@@ -1,6 +1,7 @@
 """Run units in threads of this process: what tests, debuggers and runs in memory want.
 
-Models run on one thread each and are shared, so several shards keep all cores busy, and results are those of Ray.
+Models run on one thread each and are shared, so several shards keep all cores busy, and results are those of Ray. Where
+there are fewer units than workers, such as a fit, each is told how many cores it has for itself.
 """
 
 from collections.abc import Iterator, Sequence
@@ -8,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.units import Done, Unit
+from curation.pipelines.units import Done, Unit, cores_of_each
 from curation.pipelines.work import execute
 
 
@@ -26,6 +27,7 @@ class LocalRunner:
         stop = False
         asked = context.should_stop
         context.should_stop = lambda: stop or asked()
+        context.num_cores = cores_of_each(self.num_workers, units)
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix=step.name)
         try:
             while True:
@@ -46,6 +48,6 @@ class LocalRunner:
         finally:
             stop = True
             pool.shutdown(wait=True, cancel_futures=True)
-            context.should_stop = asked
+            context.should_stop, context.num_cores = asked, 1
         if failed is not None:
             raise failed

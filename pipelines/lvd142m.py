@@ -233,7 +233,7 @@ def _select() -> tuple[Step, ...]:
             "reduce",
             IndexFit.version,
             _POOL,
-            lambda context: IndexFit(context.config.index, context.config.seed),
+            lambda context: IndexFit(context.config.index, context.config.seed, context.num_threads("index")),
             reads=IndexFit.reads,
             after=UNIQUE,
             makes=IndexFit.artefacts,
@@ -251,7 +251,7 @@ def _select() -> tuple[Step, ...]:
             "reduce",
             IndexStage.version,
             _POOL,
-            lambda context: IndexStage(context.config.index, context.config.seed),
+            _index,
             reads=IndexStage.reads,
             after=UNIQUE,
             needs=("index_fit",),
@@ -264,7 +264,7 @@ def _select() -> tuple[Step, ...]:
             "reduce",
             ClusterFit.version,
             _POOL,
-            lambda context: ClusterFit(context.config.cluster, context.config.seed),
+            lambda context: ClusterFit(context.config.cluster, context.config.seed, context.num_threads("cluster")),
             reads=ClusterFit.reads,
             after=UNIQUE,
             makes=ClusterFit.artefacts,
@@ -322,7 +322,7 @@ def _select() -> tuple[Step, ...]:
             "reduce",
             RetrieveStage.version,
             _OURS,
-            lambda context: RetrieveStage(context.config),
+            lambda context: RetrieveStage(context.config, context.num_threads("retrieve")),
             reads=RetrieveStage.reads,
             after=UNIQUE,
             writes=schema.RETRIEVE,
@@ -331,6 +331,7 @@ def _select() -> tuple[Step, ...]:
             settings=lambda config, _: {
                 "seed": config.seed,
                 "retrieve": plain(config.retrieve),
+                "index": {name: getattr(config.index, name) for name in ("recall", "probes", "depth")},
                 "seeds": {name: plain(seeds, "inputs", "as_is") for name, seeds in config.seeds.items()},
             },
         ),
@@ -406,6 +407,10 @@ def _encoder(context: Context, stage: str) -> Any:
 
     (weights,) = _encoder_weights(context.config)
     return ImageEncoder(context.config.embed, context.weights(weights), device=context.device(stage))
+
+
+def _index(context: Context) -> IndexStage:
+    return IndexStage(context.config.index, context.config.seed, num_threads=context.num_threads("index"))
 
 
 def _check_fetch(config: RunConfig) -> None:

@@ -1,8 +1,9 @@
 """Run units in processes of this machine: the default of the command line.
 
 A process that dies (a decoder that crashes, the kernel's out-of-memory killer) costs its unit a retry and not the run;
-each holds the models of the step at work, on one thread each, so results are those of the other runners. Workers die
-with the process that started them, and leave Ctrl-C to it.
+each holds the models of the step at work, on one thread each, so results are those of the other runners. Where there
+are fewer units than workers, such as a fit, each is told how many cores it has for itself. Workers die with the process
+that started them, and leave Ctrl-C to it.
 """
 
 import signal
@@ -16,7 +17,7 @@ from curation.crashes import watch
 from curation.errors import StageError
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
-from curation.pipelines.units import Done, Unit
+from curation.pipelines.units import Done, Unit, cores_of_each
 from curation.pipelines.worker_process import Spawner, WorkerProcess
 
 _POLL_S = 0.2
@@ -48,6 +49,7 @@ class ProcessRunner:
         """Yield each unit as it is done; after an error no other unit starts."""
         self._start(context, min(self.num_workers, len(units)))
         waiting = deque(units)
+        num_cores = cores_of_each(self.num_workers, units)
         deaths: Counter[tuple[str, int | None]] = Counter()
         known = watch().num_findings()
         failed: BaseException | None = None
@@ -59,7 +61,7 @@ class ProcessRunner:
                 for worker in self._workers:
                     if worker.unit is None and waiting:
                         worker.unit = waiting.popleft()
-                        worker.pipe.send(worker.unit)
+                        worker.pipe.send((worker.unit, num_cores))
                 busy = [worker for worker in self._workers if worker.unit is not None]
                 if not busy:
                     break

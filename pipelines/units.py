@@ -1,5 +1,7 @@
 """A unit of work: one step on one shard or on one block of shards, or one reduce; and what came of it."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from curation.crawl.inputs import InputPart
@@ -101,6 +103,11 @@ class Done:
     num_rows: int
     num_computed: int
     seconds: float
+
+
+def cores_of_each(num_workers: int, units: Sequence[Unit]) -> int:
+    """Return how many cores of this machine each unit has for itself, where ``num_workers`` are worked on at a time."""
+    return max(1, min(num_workers, os.cpu_count() or 1) // max(1, len(units)))
 
 
 def crawl_marker(collection: str) -> str:

@@ -117,12 +117,13 @@ def _serve(pipe: Connection, stop: Any, parent: int) -> None:
     step, context, rows = "", Context(run, parsed), _RowsDone(pipe)
     while True:
         try:
-            unit: Unit = pipe.recv()
+            unit, num_cores = pipe.recv()
         except EOFError:
             return
         if unit.step != step:  # let the model of the step before go
             step, context = unit.step, Context(run, parsed, stop.is_set)
             context.on_rows = rows.add
+        context.num_cores = num_cores
         try:
             message: tuple[str, Any] = ("done", execute(context, plan, unit))
         except InterruptedError:

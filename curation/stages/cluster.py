@@ -1,4 +1,4 @@
-"""Spherical k-means of the pool's embeddings, clusters of clusters, and the cluster of every pool and seed image.
+"""Spherical k-means of the pool's embeddings, clusters of clusters, and the clusters of every pool and seed image.
 
 The centroids are fitted on a sample: the kept images with the smallest hashes of (seed, image id), without those whose
 embedding is unusable, or on all kept images. One process does it (``ClusterFit.__call__``) or many
@@ -23,7 +23,7 @@ from curation import schema
 from curation.config import ClusterConfig
 from curation.errors import CorruptError
 from curation.indexes import array_files, kmeans
-from curation.indexes.hierarchy import grow
+from curation.indexes.hierarchy import Tree, grow
 from curation.indexes.keys import Keys, keys_from_hex
 from curation.indexes.sampling import SmallestRanks, hash_keys
 from curation.indexes.seeding import initial_centroids
@@ -48,9 +48,11 @@ class ClusterFit:
     writes: Table | None = None
     artefacts: tuple[str, ...] = (CENTROIDS_FILE, HISTORY_FILE, TREE_FILE)
 
-    def __init__(self, config: ClusterConfig, seed: int) -> None:
+    def __init__(self, config: ClusterConfig, seed: int, num_threads: int = 1) -> None:
+        """Take the settings; no result depends on ``num_threads``."""
         self.config = config
         self.seed = seed
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave centroids (float32, k x dim), the history of iterations and the tree in ``scratch``; yield nothing.
@@ -66,7 +68,7 @@ class ClusterFit:
         parts = [self.points(view, limit) for view in inputs.shards("pool")]
         state = self.start(lambda: parts)
         k, iterations = self.config.num_clusters, self.config.iterations
-        self.finish(kmeans.fit(lambda: parts, k, iterations, self.seed, num_threads=1, resume=state), scratch)
+        self.finish(kmeans.fit(lambda: parts, k, iterations, self.seed, self.num_threads, state), scratch)
         yield from ()
 
     def limit(self, views: Iterable[ShardView]) -> Limit | None:
@@ -99,7 +101,7 @@ class ClusterFit:
         if not any(len(keys_N2) for _, keys_N2 in shards()):
             dim = max((vectors_ND.shape[1] for vectors_ND, _ in shards()), default=1)
             return kmeans.Centroids(np.zeros((0, dim), np.float32), converged=True)
-        return kmeans.Centroids(initial_centroids(shards, self.config.num_clusters, self.seed, num_threads=1))
+        return kmeans.Centroids(initial_centroids(shards, self.config.num_clusters, self.seed, self.num_threads))
 
     def finish(self, state: kmeans.Centroids, scratch: Path) -> None:
         """Leave the artefacts of a fit in ``scratch``."""
@@ -111,8 +113,8 @@ class ClusterFit:
             self.seed,
             config.resampling_rounds,
             config.resampled_per_cluster,
-            num_threads=1,
-            method=config.linkage,
+            self.num_threads,
+            config.linkage,
         )
         tree.save(scratch / TREE_FILE)
         # numpy.save does not say that a disk is full.
@@ -121,18 +123,18 @@ class ClusterFit:
 
 
 class ClusterStage:
-    """Assign images to the nearest centroid."""
+    """Assign images to the nearest centroid, and so to a cluster of each level above."""
 
     name: ClassVar[str] = "cluster"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     reads: tuple[Table, ...] = (schema.EMBED,)
     writes: Table = schema.CLUSTER
 
     def __init__(self, centroids: Path) -> None:
-        """Read the centroids that ``ClusterFit`` left in a folder.
+        """Read the centroids and the tree that ``ClusterFit`` left in a folder.
 
         Raises:
-            CorruptError: They are not an array of float32 rows.
+            CorruptError: They are not an array of float32 rows, or the tree is not one over them.
         """
         path = centroids / CENTROIDS_FILE
         try:
@@ -147,6 +149,9 @@ class ClusterStage:
         ):
             raise CorruptError(f"{path}: not centroids: float32 rows of finite numbers are needed")
         self.centroids_KD: Singles = found
+        self.tree = Tree.load(centroids / TREE_FILE)
+        if len(self.tree.centroids[0]) != len(found):
+            raise CorruptError(f"{centroids / TREE_FILE}: is a tree over other centroids than those of {path}")
 
     def __call__(self, columns: pa.Table, kept: npt.NDArray[np.bool_]) -> pa.Table:
         """Return ``writes`` for a shard; null where an image is rejected or has no usable embedding.
@@ -162,6 +167,11 @@ class ClusterStage:
             vectors_ND, rows = usable(columns.column("embedding"), kept, "embed")
             numbers[rows], similarities[rows] = kmeans.assign(vectors_ND, self.centroids_KD, num_threads=1)
             absent[rows] = False
-        return pa.table(
-            [pa.array(numbers, mask=absent), pa.array(similarities, mask=absent)], schema=self.writes.schema
-        )
+        ancestors_PT = self.tree.ancestors(numbers[~absent])
+        starts = np.append(0, np.cumsum(~absent) * ancestors_PT.shape[1]).astype(np.int32)
+        columns = [
+            pa.array(numbers, mask=absent),
+            pa.array(similarities, mask=absent),
+            pa.ListArray.from_arrays(pa.array(starts), pa.array(ancestors_PT.ravel()), mask=pa.array(absent)),
+        ]
+        return pa.table(columns, schema=self.writes.schema)

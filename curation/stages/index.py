@@ -29,7 +29,7 @@ from curation.indexes.keys import Keys
 from curation.indexes.parameters import choose
 from curation.indexes.preselect import threads
 from curation.indexes.sampling import HashSample
-from curation.indexes.tuning import tune
+from curation.indexes.tuning import NUM_QUERIES, tune
 from curation.indexes.vectors import Vectors
 from curation.schema import Table
 from curation.stage import ReduceInputs
@@ -37,7 +37,8 @@ from curation.stages.vectors import of_shard
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 500  # images that recall is measured on: those with the very smallest hashes, so that none is trained on
+# Images that recall is measured on: those with the very smallest hashes, so that none is trained on.
+HELD_OUT = NUM_QUERIES
 
 
 class IndexFit:
@@ -49,9 +50,11 @@ class IndexFit:
     writes: Table | None = None
     artefacts: tuple[str, ...] = (HEADER_FILE,)
 
-    def __init__(self, config: IndexConfig, seed: int) -> None:
+    def __init__(self, config: IndexConfig, seed: int, num_threads: int = 1) -> None:
+        """Take the settings; no result depends on ``num_threads``."""
         self.config = config
         self.seed = seed
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave the header of an empty index in ``scratch``; yield nothing.
@@ -70,7 +73,7 @@ class IndexFit:
         for vectors_ND, keys_N2 in _vectors(inputs) if chosen.sample_size else ():
             sample.add(keys_N2, vectors_ND)
         rows: Vectors = sample.result().rows.reshape(-1, dim)
-        with threads(1):
+        with threads(self.num_threads):
             train(rows[HELD_OUT:] if len(rows) > 2 * HELD_OUT else rows, chosen).save(scratch)
         yield from ()
 
@@ -82,18 +85,20 @@ class IndexStage:
         config: Settings.
         seed: Of the images that recall is measured on.
         part_bytes: Vectors of about this size are held in memory before they go to disk.
+        num_threads: No result depends on it.
     """
 
     name: ClassVar[str] = "index"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED)
     writes: Table | None = None
     artefacts: tuple[str, ...] = (VECTORS_FILE, KEYS_FILE, LISTS_FILE, HEADER_FILE)
 
-    def __init__(self, config: IndexConfig, seed: int, part_bytes: int = 1 << 28) -> None:
+    def __init__(self, config: IndexConfig, seed: int, part_bytes: int = 1 << 28, num_threads: int = 1) -> None:
         self.config = config
         self.seed = seed
         self.part_bytes = part_bytes
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Leave the index in ``scratch``; yield nothing.
@@ -102,7 +107,7 @@ class IndexStage:
             DimensionError: Shards disagree on the dimension.
             VectorError: A vector is not L2-normalised.
         """
-        with threads(1):
+        with threads(self.num_threads):
             self._build(inputs, scratch)
         yield from ()
 

@@ -5,6 +5,9 @@ Sample-based: the ``k`` nearest pool images of each seed image. Cluster-based: f
 decided by the smallest hashes of (seed, image id). A pool image may be retrieved more than once: ``nominal_count`` says
 how often. Without seed sets every image is kept; with seed sets that all say ``retrieve: none``, none is.
 
+Where the index is approximate, how much of it is searched is measured on a sample of the set's own images: seeds lie
+elsewhere than the pool, and what finds the neighbours of the pool's images may miss theirs.
+
 Balanced: ``retrieve.balanced_images`` pool images in equal shares for the branches of the tree of clusters, besides
 what seed sets retrieve and whether or not there are any; ``balanced`` says which images they are.
 
@@ -12,7 +15,8 @@ Memory: see ``hits`` for what is retrieved; one seed set at a time, 20 bytes an 
 ``next_neighbour`` 9 bytes a pool image; for a cluster-based set up to about 200 bytes for each of its ``max_images``,
 for balanced sampling for each of ``balanced_images``.
 Scratch disk: 2 * dim bytes a seed image. The time of sample-based retrieval is that of a search of the index for each
-seed image (seeds * pool where it is flat), and with ``next_neighbour`` of several.
+seed image (seeds * pool where it is flat; where it is not, an exact search for the sample besides), and with
+``next_neighbour`` of several.
 
 Sources: Oquab et al. 2023, "DINOv2", section 3 and appendix A.4 (arXiv 2304.07193); for balanced sampling see
 ``curation.indexes.balanced``.
@@ -31,15 +35,18 @@ from curation.config import RunConfig, SeedConfig
 from curation.indexes.balanced import QuotaSample, shares
 from curation.indexes.hierarchy import Tree
 from curation.indexes.index import Index, load
+from curation.indexes.index_header import Probing
+from curation.indexes.ivfpq import IvfPqIndex
 from curation.indexes.keys import Keys, keys_from_hex
 from curation.indexes.lookup import among, as_bytes
 from curation.indexes.sampling import Ranks, hash_keys
+from curation.indexes.tuning import NUM_QUERIES, tune
 from curation.indexes.vectors import Rows, Similarities, Vectors, blocks
 from curation.schema import Table
 from curation.stage import ReduceInputs, ShardView
 from curation.stages.cluster import TREE_FILE
 from curation.stages.hits import Hits, Retrieved
-from curation.stages.vectors import gather
+from curation.stages.vectors import Gathered, gather
 
 _QUERIES = 4096
 _MAX_NEIGHBOURS = 1 << 20  # of one batch of queries: 32 bytes each
@@ -50,13 +57,15 @@ class RetrieveStage:
     """Keep what seed sets retrieve; reject the rest as ``not_retrieved``."""
 
     name: ClassVar[str] = "retrieve"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads: tuple[Table, ...] = (schema.FETCH, schema.EMBED, schema.CLUSTER)
     writes: Table | None = schema.RETRIEVE
     artefacts: tuple[str, ...] = ()
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, num_threads: int = 1) -> None:
+        """Take the settings; no result depends on ``num_threads``."""
         self.config = config
+        self.num_threads = num_threads
 
     def __call__(self, inputs: ReduceInputs, scratch: Path) -> Iterator[tuple[str, int, pa.Table]]:
         """Yield one table a shard of the pool.
@@ -83,20 +92,39 @@ class RetrieveStage:
         index = load(inputs.artefacts("index"), verify=False)  # every vector is checked when it is compared
         if not len(index):
             return
-        images = gather(inputs.shards(f"seeds/{hits.names[number]}"), schema.EMBED, path)
-        free = _Free(index) if self.config.retrieve.collisions == "next_neighbour" else None
+        name = hits.names[number]
+        images = gather(inputs.shards(f"seeds/{name}"), schema.EMBED, path)
+        if isinstance(index, IvfPqIndex):
+            index.probing = self._probing(index, images, name)
+        free = _Free(index, self.num_threads) if self.config.retrieve.collisions == "next_neighbour" else None
         # Seeds take turns in the order of their ids, so that collisions are settled the same for any sharding.
         order = np.lexsort((images.keys[:, 1], images.keys[:, 0]))
         k = min(seeds.k, len(index))
         for start, stop in blocks(len(order), max(1, min(_QUERIES, _MAX_NEIGHBOURS // k))):
             queries_QD, keys_Q2 = images.vectors[order[start:stop]], images.keys[order[start:stop]]
             if free is None:
-                found = index.search(queries_QD, k, num_threads=1)
+                found = index.search(queries_QD, k, num_threads=self.num_threads)
                 hits.add(number, found.keys.reshape(-1, 2), found.similarities.reshape(-1), keys_Q2.repeat(k, axis=0))
             elif taken := list(free.take(queries_QD, k)):
                 query_H, keys_H2, similarities_H = (np.concatenate(parts) for parts in zip(*taken, strict=True))
                 hits.add(number, keys_H2, similarities_H, keys_Q2[query_H])
         path.unlink()
+
+    def _probing(self, index: IvfPqIndex, images: Gathered, name: str) -> Probing:
+        """Return how the index is searched so that it finds what is asked for, of a sample of a seed set."""
+        config = self.config.index
+        ranks_N = hash_keys(images.keys, self.config.seed)
+        rows = np.lexsort((images.keys[:, 1], images.keys[:, 0], ranks_N))[:NUM_QUERIES]
+        return tune(
+            index,
+            images.vectors[rows],
+            images.keys[rows],
+            config.recall,
+            config.probes,
+            config.depth,
+            self.num_threads,
+            f"images of seeds/{name}",
+        )
 
     def _by_cluster(self, inputs: ReduceInputs, number: int, seeds: SeedConfig, hits: Hits) -> None:
         counts = np.zeros(0, np.int64)
@@ -134,10 +162,12 @@ class _Free:
 
     Args:
         index: Of the pool.
+        num_threads: Of searches.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, num_threads: int) -> None:
         self._index = index
+        self._num_threads = num_threads
         self._is_free = np.ones(len(index), bool)
         self._num_free = len(index)
 
@@ -154,7 +184,9 @@ class _Free:
         while start < len(queries_QD) and self._num_free:
             stop = min(start + size, len(queries_QD))
             depth = min(depth, self._num_free)
-            found = self._index.search(queries_QD[start:stop], depth, num_threads=1, among_N=self._is_free)
+            found = self._index.search(
+                queries_QD[start:stop], depth, num_threads=self._num_threads, among_N=self._is_free
+            )
             for query in range(start, stop):
                 wanted = min(k, self._num_free)
                 (places,) = np.nonzero(self._is_free[found.rows[query - start]])

@@ -1,10 +1,11 @@
 from itertools import pairwise
 
+import faiss
 import numpy as np
 import pytest
 
 from curation.errors import CorruptError, DimensionError, VectorError
-from curation.indexes import assignment, kmeans
+from curation.indexes import assignment, kmeans, preselect
 from curation.indexes.keys import hex_from_keys
 from curation.indexes.kmeans import Centroids, PartialSums, assign, fit, initial_centroids, partial_sums, update
 from curation.indexes.seeding import OVERSAMPLING, ROUNDS
@@ -33,6 +34,40 @@ def test_result_is_the_same_bits_for_any_order_sharding_blocks_and_threads(
     found = fit(shards_of(vectors[order], keys[order], shard_rows), 60, 4, 3, num_threads)
     assert np.array_equal(found.vectors.view(np.uint32), wanted.vectors.view(np.uint32))
     assert found.history == wanted.history
+
+
+def test_threads_are_as_many_as_faiss_has_unless_a_number_is_given(points):
+    with preselect.threads(3), assignment.workers() as found:
+        assert found.num_threads == 3
+    with preselect.threads(3), assignment.workers(2) as found:
+        assert found.num_threads == 2
+
+
+def with_copies(vectors, keys):
+    """Return centroids of which many are within the error of a score, and more than a GPU is asked for."""
+    centroids = initial_centroids(shards_of(vectors, keys, 999), 40, 0)
+    return np.concatenate([centroids, np.repeat(centroids[:3], 300, axis=0)])
+
+
+def test_assignment_by_the_search_that_a_gpu_has_is_that_of_the_processor(points, monkeypatch):
+    # Done by the processor: what is around the search is the same.
+    centroids = with_copies(*points)
+    expected = assign(points[0], centroids)
+    monkeypatch.setattr(preselect, "gpu_knn", lambda: faiss.knn)
+    monkeypatch.setattr(assignment, "gpu_knn", lambda: faiss.knn)
+
+    for found, wanted in zip(assign(points[0], centroids), expected, strict=True):
+        assert np.array_equal(found, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(preselect.gpu_knn() is None, reason="Faiss sees no GPU")
+def test_a_gpu_fits_the_centroids_that_the_processor_fits(points, monkeypatch):
+    on_gpu = fit(shards_of(*points, 512), 40, 5, seed=1)
+    monkeypatch.setattr(preselect, "gpu_knn", lambda: None)
+    monkeypatch.setattr(assignment, "gpu_knn", lambda: None)
+
+    assert np.array_equal(on_gpu.vectors, fit(shards_of(*points, 512), 40, 5, seed=1).vectors)
 
 
 def test_partial_sums_merge_in_any_order_to_the_same_update(points, mixture):
@@ -108,11 +143,12 @@ def test_every_group_that_stands_apart_gets_a_first_centroid(mixture):
     assert assign(vectors, found)[1].min() > 0.9  # random points leave several of the groups without one
 
 
-def test_k_is_at_most_the_number_of_distinct_vectors(points):
+def test_k_is_at_most_the_number_of_distinct_vectors_and_that_is_said(points, caplog):
     vectors, keys = points
     vectors = vectors[np.arange(2000) % 7]
     found = fit(shards_of(vectors, keys, 100), 50, 10, seed=0)
     assert len(found.vectors) == 7
+    assert "only 7 different vectors: as many clusters instead of 50" in caplog.text
     assert found.history[-1].num_empty == 0
     assert found.history[-1].objective > 0.999  # of float16 vectors, whose norm is only about 1
 

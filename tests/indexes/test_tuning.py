@@ -49,6 +49,21 @@ def test_given_numbers_are_kept_and_what_cannot_be_reached_is_said(pool, caplog)
     assert "1.0000 was asked for" in caplog.text
 
 
+def test_where_codes_are_too_coarse_for_any_search_it_is_exact(mixture):
+    vectors, keys = mixture.vectors(3000, dim=64, centres=40, spread=0.3), mixture.keys(3000)
+    elsewhere = mixture.rng.standard_normal((400, 64))
+    elsewhere = (elsewhere / np.linalg.norm(elsewhere, axis=1, keepdims=True)).astype(np.float16)
+    index = IvfPqIndex.train(vectors, choose(3000, 64, "ivf_pq", code_bytes=1))
+    index.add(vectors, keys)
+
+    index.probing = tune(index, elsewhere[:200], mixture.keys(200), 0.999)
+
+    found, exact = index.search(elsewhere[200:], 5), nearest(elsewhere[200:], [(vectors, keys)], 5)
+    assert index.probing.recall == 1.0
+    assert np.array_equal(found.keys, exact.keys)
+    assert np.array_equal(found.similarities, exact.similarities)
+
+
 def test_nothing_to_measure_on_is_no_special_case(pool):
     index, vectors, keys = pool
     assert tune(index.empty(), vectors[:5], keys[:5], 0.9).recall is None

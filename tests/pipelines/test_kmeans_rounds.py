@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from curation import schema
 from curation.config import ClusterConfig, RunConfig
 from curation.errors import DiskFullError, StageError, StoreError, VectorError
-from curation.indexes import kmeans
+from curation.indexes import assignment, kmeans
 from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys
 from curation.pipelines import kmeans_rounds
@@ -22,7 +23,7 @@ from curation.pipelines.context import Context
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.process_runner import ProcessRunner
-from curation.pipelines.units import Unit
+from curation.pipelines.units import Unit, cores_of_each
 from curation.stages.cluster import CENTROIDS_FILE, HISTORY_FILE, TREE_FILE
 from curation.store import Marker, Run
 
@@ -106,6 +107,33 @@ def test_parts_have_at_least_four_points_a_cluster_and_cover_every_shard_once():
     assert kmeans_rounds.split({}, config) == []
     sampled = ClusterConfig(num_clusters=100, sample_size=750)
     assert [len(group) for group in kmeans_rounds.split(dict.fromkeys(range(10), 150), sampled)] == [10]
+
+
+@pytest.mark.parametrize(
+    ("workers", "units", "cores"), [(4, 1, 4), (4, 2, 2), (4, 3, 1), (64, 1, 8), (1, 9, 1), (3, 0, 3)]
+)
+def test_units_share_the_cores_that_workers_would_have(workers, units, cores, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    assert cores_of_each(workers, [Unit("cluster_fit", "", None, {})] * units) == cores
+
+
+@pytest.mark.parametrize(("shard_rows", "threads"), [(ROWS, 3), (50, 1)], ids=["alone", "in parts"])
+def test_a_fit_alone_has_the_cores_of_all_workers(shard_rows, threads, points, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    seen = set()
+
+    @contextmanager
+    def watched(num_threads=None, workers=assignment.workers):
+        seen.add(num_threads)
+        with workers(num_threads) as found:
+            yield found
+
+    monkeypatch.setattr(kmeans, "workers", watched)
+
+    assert fitted(planted(tmp_path, *points, shard_rows), LocalRunner(3)) == expected
+    assert threads in seen
+    assert (3 in seen) == (threads == 3)
 
 
 class Interrupted(LocalRunner):

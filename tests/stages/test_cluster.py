@@ -7,7 +7,8 @@ import pytest
 from curation import schema
 from curation.config import ClusterConfig
 from curation.errors import CorruptError, DimensionError
-from curation.stages.cluster import CENTROIDS_FILE, HISTORY_FILE, ClusterFit, ClusterStage
+from curation.indexes.hierarchy import Tree
+from curation.stages.cluster import CENTROIDS_FILE, HISTORY_FILE, TREE_FILE, ClusterFit, ClusterStage
 
 
 @pytest.fixture(scope="session")
@@ -73,13 +74,16 @@ def test_an_empty_pool_has_no_centroids_and_no_image_a_cluster(rows, image, unit
 
     found = ClusterStage(reduce.scratch)(table([image(0, embedding=unit(1))], schema.EMBED), np.ones(1, bool))
 
-    assert found.to_pylist() == [{"cluster_id": None, "cluster_similarity": None}]
+    assert found.to_pylist() == [{"cluster_id": None, "cluster_similarity": None, "cluster_ancestors": None}]
 
 
 @pytest.fixture
 def axes(tmp_path):
-    """Three centroids along axes."""
-    np.save(tmp_path / CENTROIDS_FILE, np.eye(3, 8, dtype=np.float32))
+    """Three centroids along axes; the first and the last are one cluster of the level above, and all one of the top."""
+    centroids = np.eye(3, 8, dtype=np.float32)
+    np.save(tmp_path / CENTROIDS_FILE, centroids)
+    parents = np.array([0, 1, 0], np.int32), np.zeros(2, np.int32)
+    Tree((centroids, centroids[:2], centroids[:1]), parents).save(tmp_path / TREE_FILE)
     return tmp_path
 
 
@@ -91,6 +95,7 @@ def test_an_image_gets_its_nearest_centroid_and_the_cosine_with_it(axes, image, 
     assert found.schema == schema.CLUSTER.schema
     assert found.column("cluster_id").to_pylist() == [1, 2, 0]  # a tie goes to the smaller number
     np.testing.assert_allclose(found.column("cluster_similarity"), [1, 0.8, np.sqrt(0.5)], atol=5e-4)
+    assert found.column("cluster_ancestors").to_pylist() == [[1, 0], [0, 0], [0, 0]]
 
 
 def test_rejected_missing_and_broken_embeddings_get_no_cluster(axes, image, unit, table):
@@ -104,7 +109,7 @@ def test_rejected_missing_and_broken_embeddings_get_no_cluster(axes, image, unit
     found = ClusterStage(axes)(table(rows, schema.EMBED), np.array([False, True, True, True]))
 
     assert found.column("cluster_id").to_pylist() == [None, None, None, 1]
-    assert found.column("cluster_similarity").null_count == 3
+    assert found.column("cluster_similarity").null_count == found.column("cluster_ancestors").null_count == 3
 
 
 def test_assignment_does_not_depend_on_chunks(axes, image, unit, table):
@@ -118,6 +123,13 @@ def test_assignment_does_not_depend_on_chunks(axes, image, unit, table):
 def test_an_encoder_of_another_dimension_is_refused(axes, image, unit, table):
     with pytest.raises(DimensionError, match="8"):
         ClusterStage(axes)(table([image(0, embedding=unit(*np.ones(16)))], schema.EMBED), np.ones(1, bool))
+
+
+def test_a_tree_over_other_centroids_is_refused(axes):
+    np.save(axes / CENTROIDS_FILE, np.eye(4, 8, dtype=np.float32))
+
+    with pytest.raises(CorruptError, match="other centroids"):
+        ClusterStage(axes)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def full(image):
             "component_size": 1,
             "cluster_id": number % 4,
             "cluster_similarity": 0.75,
+            "cluster_ancestors": [number % 2, 0],
             "seeds": ["a"],
             "seed_image_id": "0" * 32,
             "seed_similarity": 0.5,

@@ -13,16 +13,16 @@ from curation.stages.index import IndexFit, IndexStage
 from curation.stages.retrieve import ClusterSample, RetrieveStage
 
 FLAT = IndexConfig(kind="flat")
-# Every list is scanned and every image of these small pools is a candidate, so that the answer is the exact one.
-IVF_PQ = IndexConfig(kind="ivf_pq", num_lists=6, code_bytes=4, probes=6, depth=1024)
+# Every list is scanned and nearly every image of these small pools is a candidate, so that the answer is the exact one.
+IVF_PQ = IndexConfig(kind="ivf_pq", num_lists=6, code_bytes=4, probes=6, depth=240)
 
 
-def stage(seed=0, collisions="keep_nominal", balanced_images=None, **seeds):
+def stage(seed=0, collisions="keep_nominal", balanced_images=None, index=FLAT, **seeds):
     inputs = (InputConfig(kind="folder", path="unused"),)
     sets = {name: SeedConfig(inputs=inputs, **settings) for name, settings in seeds.items()}
     settings = RetrieveConfig(collisions=collisions, balanced_images=balanced_images)
     cluster = ClusterConfig(levels=() if balanced_images is None else (2,))
-    return RetrieveStage(RunConfig(seed=seed, seeds=sets, cluster=cluster, retrieve=settings))
+    return RetrieveStage(RunConfig(seed=seed, seeds=sets, cluster=cluster, index=index, retrieve=settings))
 
 
 @pytest.fixture
@@ -82,20 +82,40 @@ def world(image):
 def test_an_inverted_index_that_scans_everything_retrieves_what_an_exact_one_does(
     collisions, world, retrieved, sharding
 ):
-    made = stage(collisions=collisions, a={"k": 4}, b={"k": 3})
+    made = stage(collisions=collisions, index=IVF_PQ, a={"k": 4}, b={"k": 3})
 
     assert retrieved(made, world, **sharding, index=IVF_PQ) == retrieved(made, world)
 
 
 @pytest.mark.parametrize("collisions", ["keep_nominal", "next_neighbour"])
 def test_what_an_inverted_index_retrieves_does_not_depend_on_shards_or_order(collisions, world, retrieved, sharding):
-    made = stage(collisions=collisions, a={"k": 4}, b={"k": 3})
     few = IndexConfig(kind="ivf_pq", num_lists=12, code_bytes=1, probes=2, depth=6)
+    made = stage(collisions=collisions, index=few, a={"k": 4}, b={"k": 3})
 
     expected = retrieved(made, world, index=few)
 
     assert expected != retrieved(made, world)
     assert retrieved(made, world, **sharding, index=few) == expected
+
+
+def test_recall_holds_for_seeds_that_lie_elsewhere_than_the_pool(image, retrieved):
+    random = np.random.default_rng(5)
+
+    def rows(first, values):
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+        return [image(first + row, embedding=value.astype(np.float16)) for row, value in enumerate(values)]
+
+    centres = random.normal(size=(40, 24))
+    pool = rows(0, centres[random.integers(40, size=1500)] + 0.5 * random.normal(size=(1500, 24)))
+    world = {"pool": pool, "seeds/a": rows(2000, random.normal(size=(200, 24)))}
+    config = IndexConfig(kind="ivf_pq", recall=0.95)
+    made = stage(index=config, a={"k": 4})
+
+    exact, found = (retrieved(made, world, index=index) for index in (FLAT, config))
+
+    counts = [[row["nominal_count"] or 0 for row in verdicts.values()] for verdicts in (exact, found)]
+    assert sum(counts[0]) == sum(counts[1]) == 800
+    assert np.minimum(*counts).sum() >= 0.95 * 800  # 0.83 where it is measured on images of the pool alone
 
 
 @pytest.mark.parametrize("collisions", ["keep_nominal", "next_neighbour"])

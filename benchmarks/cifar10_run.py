@@ -19,7 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 import trainer_data as data
 
-from curation.config import load, parse
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.device import device_of
 from curation.dinov2.evaluate.backbones import load_backbone
@@ -28,6 +27,7 @@ from curation.dinov2.evaluate.evaluation import Row, evaluate
 from curation.dinov2.evaluate.tables import lines
 from curation.dinov2.log import read
 from curation.dinov2.train import train
+from curation.settings import load, parse
 
 SETTINGS = data.ROOT / "configs" / "dinov2" / "cifar10.yaml"
 ON_CPU = (

@@ -35,7 +35,7 @@ import torch
 import trainer_data as data
 from PIL import Image
 
-from curation.config import ImagesConfig, load
+from curation.config import ImagesConfig
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.device import device_of
 from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone, load_backbone
@@ -47,6 +47,7 @@ from curation.dinov2.evaluate.linear import probe
 from curation.dinov2.train import train
 from curation.pipelines.context import Context
 from curation.pipelines.publish import publish
+from curation.settings import load
 
 SETTINGS = data.ROOT / "configs" / "dinov2" / "cifar10.yaml"
 ARMS = ("random", "curated", "shuffled", "clean_balanced")

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, bring_up
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.process_runner import ProcessRunner
+from curation.settings import parse
 from curation.store import Run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -148,7 +148,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from curation import config as settings
+    from curation import settings
     from curation.config import RunConfig
 
     print(settings.dump(settings.load(RunConfig, options.config, options.set)), end="")
@@ -279,7 +279,7 @@ def _models_verify(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from curation import config as settings
+    from curation import settings
     from curation.dinov2.config import TrainConfig
     from curation.dinov2.train import train
     from curation.train_progress import train_reporter
@@ -325,13 +325,13 @@ def _export_model(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from curation.config import overridden, parse
     from curation.dinov2.device import device_of
     from curation.dinov2.evaluate.backbones import load_backbone
     from curation.dinov2.evaluate.config import EvaluateConfig
     from curation.dinov2.evaluate.evaluation import evaluate
     from curation.dinov2.evaluate.tables import lines
     from curation.progress import Counter
+    from curation.settings import overridden, parse
 
     tree: dict[str, Any] = {"data": {"path": options.data, "test_path": options.test}}
     if options.tasks:
@@ -366,8 +366,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
     """Return the run and its plan; settings come from ``--config``, else from the run itself."""
-    from curation import config as settings
-    from curation.config import RunConfig
+    from curation import settings
+    from curation.config import RunConfig, absolute
     from curation.pipelines.context import Context
     from curation.pipelines.lvd142m import build_plan
     from curation.store import Run
@@ -389,13 +389,13 @@ def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
         config = settings.parse(RunConfig, *settings.overridden(tree, f"{run.url}/run.yaml", overrides))
     else:
         raise ConfigError([f"{run.url}: is no run yet (it has no run.yaml); start one with --config FILE"])
-    config = settings.absolute(config, Path.cwd())
+    config = absolute(config, Path.cwd())
     return Context(run, config), build_plan(config)
 
 
 def _of_defaults(options: argparse.Namespace) -> "tuple[Context, Plan]":
     """Return a run in memory with the default settings, for commands that need no run."""
-    from curation import config as settings
+    from curation import settings
     from curation.config import RunConfig
     from curation.pipelines.context import Context
     from curation.pipelines.lvd142m import build_plan

@@ -16,7 +16,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from curation import config as settings
+from curation import settings
 from curation.config import ResourceConfig, RunConfig
 from curation.crashes import watch
 from curation.errors import CurationError, InputError, StageError

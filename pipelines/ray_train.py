@@ -18,7 +18,7 @@ from typing import Any
 import ray
 import yaml
 
-from curation import config as settings
+from curation import settings
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.log import StepReport
 from curation.dinov2.train import TrainResult, train

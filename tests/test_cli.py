@@ -14,7 +14,8 @@ from PIL import Image
 
 from curation import __version__
 from curation.cli import main
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
+from curation.settings import parse
 from curation.store import Run
 
 COMMANDS = {

@@ -1,12 +1,13 @@
-"""Settings of a training run: ``curation.config.load(TrainConfig, "configs/dinov2/tiny.yaml")``."""
+"""Settings of a training run: ``curation.settings.load(TrainConfig, "configs/dinov2/tiny.yaml")``."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from curation.config import ImagesConfig, Settings
+from curation.config import ImagesConfig
 from curation.dinov2.evaluate.config import LabelledConfig
+from curation.settings import Settings
 
 
 class Shape(NamedTuple):

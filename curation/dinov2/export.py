@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from curation.config import parse
 from curation.dinov2 import names
 from curation.dinov2.checkpoint import Checkpoints, clear_errors, write_json, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.tensors import whole
 from curation.errors import TrainError
+from curation.settings import parse
 
 
 def timm_state(backbone: VisionTransformer) -> dict[str, Tensor]:

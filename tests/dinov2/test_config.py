@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from curation.config import load, parse
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError
+from curation.settings import load, parse
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "dinov2"
 

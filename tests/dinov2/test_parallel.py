@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from curation.config import dump
 from curation.dinov2.data import ManifestImages
 from curation.dinov2.train import train
 from curation.dinov2.world import World
 from curation.errors import TrainError
+from curation.settings import dump
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 STEPS = 5

@@ -14,11 +14,11 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from curation.config import dump, load
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
+from curation.settings import dump, load
 
 REPO = Path(__file__).parents[2]
 TIMES = {"images_per_s", "peak_memory_gb"}

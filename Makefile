@@ -15,7 +15,7 @@ STAMP := .venv/.installed-$(shell cat pyproject.toml constraints.txt | cksum | c
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help install demo test test-all lint types bench bench-images bench-dedup bench-fetch bench-index format check-resume \
-  check-decontamination clean
+  check-decontamination train-cifar10 curation-gain clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,6 +69,12 @@ bench-fetch: $(STAMP) $(IMG2DATASET)/.installed  ## fetching, against img2datase
 
 bench-index: $(STAMP)  ## benchmarks of features, search and clusters
 	@for script in benchmarks/bench_index_*.py; do $(BIN)/python "$$script"; done
+
+train-cifar10: $(STAMP)  ## DINOv2 on CIFAR-10 beside random weights and raw pixels; minutes, on a CPU a small model
+	$(BIN)/python benchmarks/cifar10_run.py
+
+curation-gain: $(STAMP)  ## training on curated against uncurated images; without a GPU a size that proves nothing
+	$(BIN)/python benchmarks/curation_gain.py
 
 bench-%: $(STAMP)
 	$(BIN)/python benchmarks/bench_$*.py

@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from curation.errors import ConfigError, CurationError, UsageError
 from curation.processes import leave_pandas_out
 
 if TYPE_CHECKING:
+    from curation.dinov2.train import TrainResult
     from curation.pipelines.context import Context
     from curation.pipelines.driver import Runner
     from curation.pipelines.plan import Plan
@@ -36,6 +37,29 @@ _EXAMPLES = """examples:
   curate run --run runs/my --stage dedup --set dedup.threshold=0.7
   curate status --run runs/my                        what is done, stale and left
   curate train --manifest runs/my/manifest.parquet --config configs/dinov2/tiny.yaml --output runs/my/train
+"""
+_TASKS = "knn linear logistic spectrum pictures"
+_EVALUATE = """the data:
+  a Parquet file with the columns image (bytes or {bytes, path}), label, and split (train or test);
+  or two of them, --data train.parquet --test test.parquet;
+  or a folder with train/CLASS/*.jpg and test/CLASS/*.jpg. Other names: --set data.label_column=fine_label
+
+the tasks:
+  knn        each test image asks its k nearest training images for their class; learns nothing, so trust it first
+  linear     linear classifiers on frozen features: 13 learning rates, 1 or 4 last blocks, with and without patches;
+             the best on held-out training images is reported
+  logistic   logistic regression on class tokens
+  spectrum   RankMe (how many directions the features use; higher is better) and α-ReQ (how fast the rest falls off;
+             near 1 is best); need no labels
+  pictures   where the class token looks, and what patches look alike, as PNG; need no labels
+
+Two rows always stand beside: the same network with random weights, and raw pixels. Features that do not beat both
+have learned nothing that helps here.
+
+examples:
+  curate evaluate --run runs/my/train --data cifar10.parquet --set crop_share=1.0
+  curate evaluate --run runs/my/train --data photos/ --tasks spectrum pictures      no labels at hand
+  curate evaluate --backbone dinov2-vits14 --data imagenet/ --set data.test_split=val --set data.max_train=100000
 """
 
 
@@ -124,7 +148,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    from curation import config as settings
+    from curation import settings
     from curation.config import RunConfig
 
     print(settings.dump(settings.load(RunConfig, options.config, options.set)), end="")
@@ -255,21 +279,27 @@ def _models_verify(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from curation import config as settings
+    from curation import settings
     from curation.dinov2.config import TrainConfig
     from curation.dinov2.train import train
+    from curation.train_progress import train_reporter
 
-    config = settings.load(TrainConfig, options.config, options.set)
-    output = Path(options.output)
+    workers = [] if options.workers is None else [f"ray.workers={options.workers}"]
+    config = settings.load(TrainConfig, options.config, [*options.set, *workers])
+    run: Callable[..., TrainResult] = train
+    if workers or options.ray_address:
+        from curation.pipelines.ray_train import train_on_ray
+
+        run = partial(train_on_ray, address=options.ray_address)
     stop = _Stop()
-    with stop:
-        result = train(
-            _manifest_of(options.manifest),
+    with stop, train_reporter(sys.stderr) as on_step:
+        result = run(
+            None if options.manifest is None else _manifest_of(options.manifest),
             config,
-            output,
+            Path(options.output),
             resume=options.resume,
             device=options.device,
-            on_step=_step_printer(),
+            on_step=on_step,
             should_stop=stop.is_set,
         )
     if not result.finished:
@@ -283,12 +313,43 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _export_model(options: argparse.Namespace) -> int:
-    from curation.dinov2.export import FORMATS, read_backbone
+    from curation.dinov2.export import FORMATS, at_size, read_backbone
 
     backbone, config, step = read_backbone(Path(options.run), options.network)
+    if options.image_px is not None:
+        backbone = at_size(backbone, options.image_px)
     output = Path(options.output)
     FORMATS[options.format](backbone, config, step, output)
     print(f"{options.format}  {output}  ({options.network} after {step} steps)")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from curation.dinov2.device import device_of
+    from curation.dinov2.evaluate.backbones import load_backbone
+    from curation.dinov2.evaluate.config import EvaluateConfig
+    from curation.dinov2.evaluate.evaluation import evaluate
+    from curation.dinov2.evaluate.tables import lines
+    from curation.progress import Counter
+    from curation.settings import overridden, parse
+
+    tree: dict[str, Any] = {"data": {"path": options.data, "test_path": options.test}}
+    if options.tasks:
+        tree["tasks"] = options.tasks
+    config = parse(EvaluateConfig, *overridden(tree, "curate evaluate", options.set))
+    device = device_of(options.device)
+    trained, random = load_backbone(
+        options.run or options.backbone,
+        device,
+        config.seed,
+        network=options.network,
+        accept_licenses=tuple(options.accept_license),
+    )
+    output = Path(options.output or f"{options.run or '.'}/evaluation")
+    with Counter(sys.stderr, "images") as progress:
+        found = evaluate(trained, random, config, output, device, progress)
+    print("\n".join(lines(found)))
+    print(*(f"wrote {path}" for path in found.files), sep="\n")
     return 0
 
 
@@ -305,8 +366,8 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
     """Return the run and its plan; settings come from ``--config``, else from the run itself."""
-    from curation import config as settings
-    from curation.config import RunConfig
+    from curation import settings
+    from curation.config import RunConfig, absolute
     from curation.pipelines.context import Context
     from curation.pipelines.lvd142m import build_plan
     from curation.store import Run
@@ -328,13 +389,13 @@ def _open(options: argparse.Namespace) -> "tuple[Context, Plan]":
         config = settings.parse(RunConfig, *settings.overridden(tree, f"{run.url}/run.yaml", overrides))
     else:
         raise ConfigError([f"{run.url}: is no run yet (it has no run.yaml); start one with --config FILE"])
-    config = settings.absolute(config, Path.cwd())
+    config = absolute(config, Path.cwd())
     return Context(run, config), build_plan(config)
 
 
 def _of_defaults(options: argparse.Namespace) -> "tuple[Context, Plan]":
     """Return a run in memory with the default settings, for commands that need no run."""
-    from curation import config as settings
+    from curation import settings
     from curation.config import RunConfig
     from curation.pipelines.context import Context
     from curation.pipelines.lvd142m import build_plan
@@ -420,25 +481,6 @@ def _print_funnel(summary: dict[str, Any]) -> None:
         for entry in entries:
             reasons = ", ".join(f"{reason} {count}" for reason, count in entry["rejected"].items())
             print(f"  {entry['stage']:<10} {entry['in']:>12,} {entry['out']:>12,}  {reasons}".rstrip())
-
-
-def _step_printer() -> Callable[[Any], None]:
-    """Return what prints a step as a JSON line, at most one every five seconds, and the last."""
-    started = said = time.monotonic()
-    first: int | None = None
-
-    def show(report: Any) -> None:
-        nonlocal said, first
-        first = report.step - 1 if first is None else first
-        now = time.monotonic()
-        if now - said >= 5 or report.step in (first + 1, report.num_steps):
-            said = now
-            left = (report.num_steps - report.step) * (now - started) / (report.step - first)
-            figures = {name: round(value, 6) for name, value in report.finite().items() if value is not None}
-            line = {"step": report.step, "of": report.num_steps, "eta_s": round(left, 1), **figures}
-            print(json.dumps(line), file=sys.stderr, flush=True)
-
-    return show
 
 
 def _manifest_of(path: str) -> str:
@@ -533,11 +575,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_models(commands)
 
     train = _command(commands, "train", _train, "train DINOv2 on a manifest")
-    train.add_argument("--manifest", required=True, help="manifest.parquet, or the run's folder")
+    train.add_argument("--manifest", help="manifest.parquet, or the run's folder; default: those of data.manifests")
     train.add_argument("--config", required=True, help="training settings (YAML), such as configs/dinov2/tiny.yaml")
     train.add_argument("--output", required=True, help="folder for checkpoints and the log")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     train.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    train.add_argument("--workers", type=_positive, help="processes that train together, on Ray (ray.workers)")
+    train.add_argument("--ray-address", help="join this Ray cluster (auto, or ray://host:10001); default: this machine")
     _add_set(train)
 
     export = _command(commands, "export-model", _export_model, "write a trained backbone as others load it")
@@ -549,7 +593,14 @@ def _parser() -> argparse.ArgumentParser:
         help="timm and transformers make a folder, the others a file",
     )
     export.add_argument("--output", required=True, help="the folder or file")
+    export.add_argument(
+        "--image-px",
+        type=_positive,
+        help="side of the images that torchscript and onnx take, and of the stored positions; default: as trained",
+    )
     export.add_argument("--network", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
+
+    _add_evaluate(commands)
 
     demo = _command(commands, "demo", _demo, "crawl, curate and train on a small website served on this machine")
     demo.add_argument("--folder", default="runs/demo", help="where everything goes (default: %(default)s)")
@@ -558,6 +609,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="shards at a time")
     return parser
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = _command(
+        commands, "evaluate", _evaluate, "measure a backbone on labelled images, beside random weights and raw pixels"
+    )
+    evaluate.formatter_class = argparse.RawDescriptionHelpFormatter
+    evaluate.epilog = _EVALUATE
+    what = evaluate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", help="the --output folder of `curate train`")
+    what.add_argument("--backbone", help="an export, a checkpoint, timm:NAME or a preset of docs/embed.md")
+    evaluate.add_argument("--data", required=True, help="images to learn from, and to test on unless --test is given")
+    evaluate.add_argument("--test", help="images to test on, of the same kind")
+    evaluate.add_argument(
+        "--tasks", nargs="+", choices=_TASKS.split(), metavar="TASK", help=f"some of: {_TASKS} (default: all)"
+    )
+    evaluate.add_argument("--output", help="folder of evaluation.json and pictures; default: RUN/evaluation")
+    evaluate.add_argument("--network", choices=("teacher", "student"), default="teacher", help="default: %(default)s")
+    evaluate.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    evaluate.add_argument(
+        "--accept-license", action="append", default=[], metavar="ID", help="accept a non-commercial licence"
+    )
+    _add_set(evaluate)
 
 
 def _command(

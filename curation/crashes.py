@@ -28,10 +28,11 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
-from curation.config import ImagesConfig, dump, parse
+from curation.config import ImagesConfig
 from curation.errors import ImageError
 from curation.images import decode
 from curation.journal import Journal, clear_up, last_words
+from curation.settings import dump, parse
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,10 @@ def inspect_pixels(data: bytes, limits: ImagesConfig) -> ImageInfo:
 
 
 def decode(
-    data: bytes, limits: ImagesConfig, min_side_px: int | None = None, headroom: float = 1.0
+    data: bytes,
+    limits: ImagesConfig,
+    min_side_px: int | Callable[[int, int], int | None] | None = None,
+    headroom: float = 1.0,
 ) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image (its first frame), shape (H, W, 3), upright sRGB.
 
@@ -94,7 +97,8 @@ def decode(
         data: Encoded bytes.
         limits: Checked before pixels are allocated.
         min_side_px: The short side that the consumer resizes to. Lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size
-            (libjpeg's DCT scaling), see ``docs/images.md`` for what that gains and costs. None decodes in full.
+            (libjpeg's DCT scaling), see ``docs/images.md`` for what that gains and costs. None decodes in full. A
+            function is asked with the upright width and height.
         headroom: The decoded short side keeps at least ``headroom * min_side_px`` pixels: 1 is fastest, 2 leaves the
             last halving to the consumer's own, better filter.
 
@@ -102,15 +106,13 @@ def decode(
         ImageError: The image is refused; ``reason`` is one of ``schema.IMAGE_REASONS``.
     """
     with _opened(data, limits) as (image, orientation):
-        _load(image, None if min_side_px is None else max(1, math.ceil(min_side_px * headroom)))
+        wanted_px = min_side_px(*_upright(image.size, orientation)) if callable(min_side_px) else min_side_px
+        _load(image, None if wanted_px is None else max(1, math.ceil(wanted_px * headroom)))
         return upright_srgb(image, orientation)
 
 
 def _info(image: Image.Image, orientation: int) -> ImageInfo:
-    width, height = image.size
-    if orientation >= 5:
-        width, height = height, width
-    return ImageInfo(FORMATS[image.format or ""], width, height)
+    return ImageInfo(FORMATS[image.format or ""], *_upright(image.size, orientation))
 
 
 def _load(image: Image.Image, min_side_px: int | None) -> None:
@@ -186,6 +188,11 @@ def encode_like(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int) -> tu
     """Encode the pixels of a format that is not copied: JPEG and AVIF as JPEG, others as PNG; return its format too."""
     written = "jpeg" if format in ("jpeg", "avif") else "png"
     return encode(rgb_HW3, written, quality), written
+
+
+def _upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """Return width and height after turning."""
+    return size[::-1] if orientation >= 5 else size
 
 
 @contextmanager

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from curation import config as settings
-from curation import schema
+from curation import schema, settings
 from curation.errors import ConfigError, DiskFullError, LeaseError, UsageError
 from curation.fingerprint import fingerprint
 from curation.lease import Lease

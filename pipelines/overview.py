@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from curation import __version__
-from curation import config as settings
+from curation import __version__, settings
 from curation.errors import InputError, WeightsError
 from curation.pipelines.clusters import clusters, drift, embeddings
 from curation.pipelines.components import components

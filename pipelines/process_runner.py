@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from curation import config as settings
+from curation import settings
 from curation.crashes import watch
 from curation.errors import StageError
 from curation.pipelines.context import Context

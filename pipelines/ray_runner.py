@@ -16,7 +16,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from curation import config as settings
+from curation import settings
 from curation.config import ResourceConfig, RunConfig
 from curation.crashes import watch
 from curation.errors import CurationError, InputError, StageError
@@ -94,7 +94,7 @@ class RayRunner:
                     try:
                         done = ray.get(reference)
                     except CurationError as error:
-                        failed = failed or _plain(error)
+                        failed = failed or unwrapped(error)
                     except ray.exceptions.RayActorError as error:
                         node, findings = _born(member)
                         pool[pool.index(member)] = member = _start(context, step, node)
@@ -194,7 +194,7 @@ def _resources(config: RunConfig, step: Step) -> ResourceConfig:
     return config.resources.get(step.stage, default)
 
 
-def _plain(error: CurationError) -> BaseException:
+def unwrapped(error: CurationError) -> BaseException:
     """Return the error as it was raised in the actor, without Ray's wrapping."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, CurationError) else error

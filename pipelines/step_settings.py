@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from curation.config import RunConfig, Settings
+from curation.config import RunConfig
+from curation.settings import Settings
 
 
 def plain(settings: Settings, *without: str) -> dict[str, Any]:

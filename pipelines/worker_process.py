@@ -97,7 +97,7 @@ def _serve(pipe: Connection, stop: Any, parent: int) -> None:
     leave_pandas_out()
     import yaml
 
-    from curation import config as settings
+    from curation import settings
     from curation.config import RunConfig
     from curation.crashes import watch
     from curation.pipelines.context import Context

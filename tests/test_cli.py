@@ -14,7 +14,8 @@ from PIL import Image
 
 from curation import __version__
 from curation.cli import main
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
+from curation.settings import parse
 from curation.store import Run
 
 COMMANDS = {
@@ -24,8 +25,10 @@ COMMANDS = {
     "report": ["--run"],
     "config": ["--config", "--set"],
     "models": [],
-    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--set"],
-    "export-model": ["--run", "--format", "--output", "--network"],
+    "train": ["--manifest", "--config", "--output", "--resume", "--device", "--workers", "--ray-address", "--set"],
+    "export-model": ["--run", "--format", "--output", "--image-px", "--network"],
+    "evaluate": ["--run", "--backbone", "--data", "--test", "--tasks", "--output", "--network", "--device",
+                 "--accept-license", "--set"],
     "demo": ["--folder", "--port", "--workers"],
     "calibrate": ["--run", "--config", "--images", "--size", "--precision", "--pool-size", "--seed", "--output",
                   "--set"],

@@ -6,10 +6,11 @@ import pytest
 from pydantic import ValidationError
 
 import curation
-from curation import config
-from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, Settings, absolute
+from curation import settings as yaml_settings
+from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, absolute
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError, UsageError
+from curation.settings import Settings
 
 CONFIGS = Path(curation.__file__).parent / "configs"
 
@@ -17,7 +18,7 @@ CONFIGS = Path(curation.__file__).parent / "configs"
 def load(tmp_path, text, *overrides):
     path = tmp_path / "my.yaml"
     path.write_text(text, encoding="utf-8")
-    return config.load(RunConfig, path, overrides)
+    return yaml_settings.load(RunConfig, path, overrides)
 
 
 def problems(tmp_path, text, *overrides):
@@ -94,7 +95,7 @@ def test_a_file_that_is_no_mapping_is_one_clear_problem(tmp_path, content, reaso
         path.write_bytes(content)
 
     with pytest.raises(ConfigError) as caught:
-        config.load(RunConfig, path)
+        yaml_settings.load(RunConfig, path)
 
     assert len(caught.value.problems) == 1
     assert str(path) in str(caught.value)
@@ -166,14 +167,14 @@ def test_what_is_dumped_loads_as_the_same_settings(tmp_path):
         accept_licenses=("CC-BY-NC-4.0",),
     )
 
-    dumped = config.dump(settings)
+    dumped = yaml_settings.dump(settings)
 
     assert load(tmp_path, dumped) == settings
-    assert config.dump(load(tmp_path, dumped)) == dumped
+    assert yaml_settings.dump(load(tmp_path, dumped)) == dumped
 
 
 def test_a_dump_writes_out_every_default():
-    dumped = config.dump(RunConfig())
+    dumped = yaml_settings.dump(RunConfig())
 
     for key in ("max_score: 0.5", "threshold: 0.6", "reference_threshold: 0.45", "timeout_s: 20.0"):
         assert key in dumped
@@ -197,18 +198,18 @@ def test_every_section_is_frozen_and_refuses_unknown_keys():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_config_of_the_package_loads(path):
-    settings = config.load(RunConfig, path)
+    settings = yaml_settings.load(RunConfig, path)
 
-    assert config.parse(RunConfig, settings.model_dump(mode="json"), path.name) == settings
+    assert yaml_settings.parse(RunConfig, settings.model_dump(mode="json"), path.name) == settings
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "dinov2").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_training_config_of_the_package_loads(path):
-    config.load(TrainConfig, path)
+    yaml_settings.load(TrainConfig, path)
 
 
 def test_the_production_config_has_the_numbers_of_the_paper():
-    settings = config.load(RunConfig, CONFIGS / "lvd142m.yaml")
+    settings = yaml_settings.load(RunConfig, CONFIGS / "lvd142m.yaml")
 
     assert (settings.dedup.threshold, settings.dedup.reference_threshold) == (0.6, 0.45)
     assert settings.cluster.num_clusters == 100_000
@@ -226,7 +227,7 @@ def test_a_preset_gives_the_encoder_and_the_side_may_be_another(tmp_path):
 
     assert (preset.model, preset.weights) == ("vit_small_patch14_reg4_dinov2.lvd142m", "hub")
     assert (preset.features, preset.side_px, larger.side_px) == ("cls", 224, 518)
-    assert load(tmp_path, config.dump(RunConfig(embed=larger))).embed == larger
+    assert load(tmp_path, yaml_settings.dump(RunConfig(embed=larger))).embed == larger
 
 
 @pytest.mark.parametrize(
@@ -245,29 +246,32 @@ def test_a_preset_that_does_not_exist_or_is_contradicted_is_an_error(tmp_path, t
 @pytest.mark.parametrize("levels", [[100], [50, 50], [20, 30], [0], ["auto", 5], ["some"]])
 def test_levels_of_clusters_must_shrink(levels):
     with pytest.raises(ConfigError, match="cluster"):
-        config.parse(RunConfig, {"cluster": {"num_clusters": 100, "levels": levels}}, "x.yaml")
+        yaml_settings.parse(RunConfig, {"cluster": {"num_clusters": 100, "levels": levels}}, "x.yaml")
 
 
 def test_k_means_cannot_say_how_many_clusters_there_are():
     tree = {"cluster": {"num_clusters": 100, "levels": [50, "auto"]}}
-    assert config.parse(RunConfig, tree, "x.yaml").cluster.levels == (50, "auto")
+    assert yaml_settings.parse(RunConfig, tree, "x.yaml").cluster.levels == (50, "auto")
     tree["cluster"]["linkage"] = "kmeans"
     with pytest.raises(ConfigError, match="auto can only be the last of levels, with linkage average"):
-        config.parse(RunConfig, tree, "x.yaml")
+        yaml_settings.parse(RunConfig, tree, "x.yaml")
 
 
 def test_balanced_selection_without_levels_is_refused_and_told_what_to_set():
     tree = {"retrieve": {"balanced_images": 100}}
     with pytest.raises(ConfigError, match=r"set cluster\.levels, such as \[auto\]") as caught:
-        config.parse(RunConfig, tree, "x.yaml")
+        yaml_settings.parse(RunConfig, tree, "x.yaml")
     assert len(caught.value.problems) == 1
     assert len(caught.value.problems[0]) < 400
-    assert config.parse(RunConfig, tree | {"cluster": {"levels": ["auto"]}}, "x.yaml").retrieve.balanced_images == 100
+    assert (
+        yaml_settings.parse(RunConfig, tree | {"cluster": {"levels": ["auto"]}}, "x.yaml").retrieve.balanced_images
+        == 100
+    )
 
 
 def test_levels_and_a_fit_on_everything_can_be_asked_for():
     tree = {"cluster": {"num_clusters": 100, "levels": [50, 10], "sample_size": None}}
-    found = config.parse(RunConfig, tree, "x.yaml")
+    found = yaml_settings.parse(RunConfig, tree, "x.yaml")
 
     assert found.cluster.levels == (50, 10)
     assert found.cluster.sample_size is None

@@ -486,6 +486,21 @@ def test_headroom_keeps_that_many_times_the_consumers_side():
     assert sides == [75, 75, 150, 150, 300, 600]
 
 
+def test_a_consumer_may_choose_its_side_by_the_upright_size():
+    seen = []
+    for name, exif in (("plain", {}), ("turned", {"exif": camera_exif(6)})):
+        data = encoded(photo(600, 800), "JPEG", **exif)
+
+        def side(width, height):
+            seen.append((width, height))
+            return 150
+
+        np.testing.assert_array_equal(images.decode(data, LIMITS, side), images.decode(data, LIMITS, 150), name)
+        np.testing.assert_array_equal(images.decode(data, LIMITS, lambda *_: None), images.decode(data, LIMITS), name)
+
+    assert seen == [(800, 600), (600, 800)]
+
+
 @pytest.mark.parametrize("has_adobe_marker", [True, False])
 def test_cmyk_is_inverted_as_adobe_writes_it_with_and_without_its_marker(has_adobe_marker):
     # Photoshop, libjpeg and all browsers take four-component JPEGs as inverted, whether or not the marker is there.

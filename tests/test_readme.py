@@ -17,7 +17,8 @@ import yaml
 from PIL import Image
 
 from curation import schema
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
+from curation.settings import parse
 from curation.stages.manifest import SUMMARY_KEY
 from curation.tars import TarWriter
 

@@ -21,9 +21,10 @@ import pydantic_core
 from curation.config import InputConfig
 from curation.crawl.extra_columns import row_to_json
 from curation.crawl.links import Link
-from curation.crawl.sets import IMAGE_SUFFIXES, Report
+from curation.crawl.sets import Report
 from curation.crawl.urls import normalise
 from curation.errors import LinkError
+from curation.local_files import IMAGE_SUFFIXES
 
 SUFFIXES = frozenset({".tar", ".parquet", *IMAGE_SUFFIXES})
 IMAGE_COLUMNS = ("jpg", "png", "webp")

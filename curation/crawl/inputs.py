@@ -19,10 +19,11 @@ from curation.crawl.img2dataset import read_output
 from curation.crawl.links import Link, from_table, to_table
 from curation.crawl.lists import LIST_SUFFIXES, read_list, read_urls
 from curation.crawl.pages import HTML_SUFFIXES, read_html, read_warc, visit_pages
-from curation.crawl.sets import Report, expand, list_folder, list_parquet, list_tar
+from curation.crawl.sets import Report, list_folder, list_parquet, list_tar
 from curation.crawl.sources import files_of, is_remote, open_source, suffix_of
 from curation.crawl.wat import read_wat
 from curation.errors import InputError
+from curation.local_files import expand
 
 _SUFFIXES = {
     "pages": LIST_SUFFIXES,

@@ -23,8 +23,8 @@ from typing import Any, BinaryIO
 import fsspec
 
 from curation.config import CrawlConfig
-from curation.crawl.sets import expand, walk
 from curation.errors import InputError
+from curation.local_files import expand, walk
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.\-]*)://")
 _FINAL_STATUSES = frozenset({400, 401, 403, 404, 405, 410, 416})  # asking again changes nothing

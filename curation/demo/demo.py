@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from curation import config as settings
+from curation import settings
 from curation.config import RunConfig
 from curation.demo.score import score
 from curation.demo.server import serve

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from curation.dinov2 import losses
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.scores import Assignment, Scores
 from curation.dinov2.world import ALONE, World
 
 
 class Centring(Protocol):
     """Makes targets of one head's scores."""
 
-    def assign(self, scores_NK: Tensor, temperature: float) -> Tensor:
-        """Return the assignment of each row to the prototypes, (N, K); rows sum to 1."""
+    def assign(self, scores: Scores, temperature: float) -> Assignment:
+        """Return the assignment of each row to the prototypes."""
 
     def update(self) -> None:
         """Take over what was seen since the last call: the step was taken."""
@@ -27,9 +28,10 @@ class SinkhornKnopp:
         self._rounds = rounds
         self._world = world
 
-    def assign(self, scores_NK: Tensor, temperature: float) -> Tensor:
-        """Return the assignment of each row to the prototypes, (N, K)."""
-        return losses.sinkhorn_knopp(scores_NK, temperature, self._rounds, self._world)
+    def assign(self, scores: Scores, temperature: float) -> Assignment:
+        """Return the assignment of each row to the prototypes."""
+        offset_K = losses.sinkhorn_offset(scores, temperature, self._rounds, self._world)
+        return Assignment.of(scores, offset_K, temperature)
 
     def update(self) -> None:
         """Do nothing: there is no state."""
@@ -64,15 +66,16 @@ class RunningCentre:
         self._each_process_equal = each_process_equal
         self._pending_K: Tensor | None = None
 
-    def assign(self, scores_NK: Tensor, temperature: float) -> Tensor:
-        """Return the assignment of each row to the prototypes, (N, K); remember the rows' mean."""
-        scores = scores_NK.detach().float()
+    def assign(self, scores: Scores, temperature: float) -> Assignment:
+        """Return the assignment of each row to the prototypes; remember the rows' mean."""
+        mean_K = scores.mean()
         if self._each_process_equal:
-            self._pending_K = self._world.mean(scores.mean(dim=0))
+            self._pending_K = self._world.mean(mean_K)
         else:
-            num_rows = self._world.sum(torch.tensor(float(len(scores)), device=scores.device))
-            self._pending_K = self._world.sum(scores.sum(dim=0)) / num_rows
-        return losses.centred_softmax(scores_NK, self.value_K, temperature)
+            rows = torch.tensor(float(len(scores)), device=scores.device)
+            own_K = mean_K * rows if len(scores) else torch.zeros_like(mean_K)
+            self._pending_K = self._world.sum(own_K) / self._world.sum(rows)
+        return Assignment.of(scores, self.value_K, temperature)
 
     def update(self) -> None:
         """Move the centre towards the mean of the latest scores."""

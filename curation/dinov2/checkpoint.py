@@ -2,11 +2,12 @@
 
 ::
 
-    output/train.json                          settings and the manifest's digest, written first
+    output/train.json                          settings and the manifests' digests, written first
     output/log.jsonl                           one line a step
     output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
-    output/checkpoints/step_00000020.json      step, counters, settings, digest; sha256 of the tensors; written last
+    output/checkpoints/step_00000020.json      step, counters, cursor, digests; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
+    output/teacher_best.safetensors            that of the best checkpoint, where there is a metric to compare by
 
 A file is written under a name that starts with a dot, flushed to the disk and renamed. A checkpoint exists once its
 JSON does, and counts only while its tensors have the digest written there: a run killed at any instant goes on from the
@@ -20,7 +21,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Best:
+    """The checkpoint with the highest value of the metric that checkpoints are compared by."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a run stands.
 
@@ -47,6 +57,7 @@ class Progress:
         skipped_in_a_row: The latest of them, if they are the latest steps.
         num_replaced: Unreadable images that were replaced.
         last: Figures of the latest step.
+        best: The best checkpoint so far; None where nothing was compared.
     """
 
     step: int = 0
@@ -55,14 +66,40 @@ class Progress:
     skipped_in_a_row: int = 0
     num_replaced: int = 0
     last: dict[str, float | None] | None = None
+    best: Best | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Progress":
+        """Return what was written down."""
+        best = content.get("best")
+        return cls(**{**content, "best": None if best is None else Best(**best)})
+
+
+@dataclass(frozen=True)
+class ManifestShare:
+    """A manifest that a run is trained on."""
+
+    digest: str
+    num_images: int
+    weight: float
+
+    def __str__(self) -> str:
+        return f"{self.digest} ({self.num_images} images, weight {self.weight:g})"
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be equal for a run to go on: its settings, flattened to dotted keys, and its manifest."""
+    """What must be equal for a run to go on.
+
+    Attributes:
+        settings: Flattened to dotted keys.
+        manifests: Its images.
+        sources: Digests of what weights come from, by the setting that names it.
+    """
 
     settings: dict[str, Any]
-    manifest_digest: str
+    manifests: list[ManifestShare]
+    sources: dict[str, str] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -70,7 +107,7 @@ class Checkpoints:
 
     Args:
         output: The run's folder.
-        keep: Newest checkpoints that are kept.
+        keep: Newest checkpoints that are kept, besides the best one.
     """
 
     def __init__(self, output: Path, keep: int) -> None:
@@ -87,23 +124,38 @@ class Checkpoints:
         write_json(self._output / "train.json", asdict(identity))
 
     def identity(self) -> Identity | None:
-        """Return what the run in the folder is; None where there is none."""
+        """Return what the run in the folder is; None where there is none.
+
+        Raises:
+            TrainError: If it was written by something else.
+        """
         path = self._output / "train.json"
         if not path.exists():
             return None
         content = read_json(path)
-        return Identity(content["settings"], content["manifest_digest"])
+        try:
+            manifests = [ManifestShare(**manifest) for manifest in content["manifests"]]
+            return Identity(content["settings"], manifests, content["sources"])
+        except (KeyError, TypeError) as error:
+            raise TrainError(f"{path}: is not what this version writes; give another folder") from error
 
     def save(self, progress: Progress, tensors: Mapping[str, Tensor]) -> Path:
-        """Write a checkpoint, then forget the oldest ones; return the file of its tensors.
+        """Write a checkpoint, then forget the oldest ones but the best; return the file of its tensors.
 
         Raises:
             DiskFullError: If there is no space; earlier checkpoints stay.
         """
         path = self.path(progress)
         write_tensors(path, tensors, {"format": "pt"})
-        write_json(path.with_suffix(".json"), {"progress": asdict(progress), "sha256": _sha256(path)})
+        content: dict[str, Any] = {"progress": asdict(progress), "sha256": _sha256(path)}
+        identity = self.identity()
+        if identity is not None:
+            content["sample_cursor"] = progress.step * int(identity.settings["data.batch_size"])
+            content["manifests"] = [asdict(manifest) for manifest in identity.manifests]
+        write_json(path.with_suffix(".json"), content)
         for step in list(self._steps())[self._keep :]:
+            if progress.best is not None and step == progress.best.step:
+                continue
             old = self._folder / f"step_{step:08d}.json"
             old.unlink()  # first, so that no marker is left without tensors
             old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -121,9 +173,15 @@ class Checkpoints:
                 content = read_json(path.with_suffix(".json"))
                 if _sha256(path) != content["sha256"]:
                     raise TrainError(f"{path}: is not what was written")
-                return Progress(**content["progress"]), load_file(path), path
+                return Progress.of(content["progress"]), load_file(path), path
             except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
+        return None
+
+    def newest_digest(self) -> str | None:
+        """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
+        for step in self._steps():
+            return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
         return None
 
     def _steps(self) -> Iterator[int]:

@@ -1,155 +1,31 @@
-"""A manifest as training data: ranged reads of single images, in a stateless order."""
+"""Batches of a run: read, decoded and cropped ahead by threads, in an order that follows from seed and step alone."""
 
-import hashlib
 import logging
-import posixpath
-import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from curation import images
-from curation.dinov2 import colour, masks
-from curation.dinov2.colour import ColourPlan, Draws
+from curation.dinov2 import colour, crops, masks
+from curation.dinov2.colour import ColourPlan
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.crops import NUM_GLOBAL, Views, multi_crop
-from curation.dinov2.randomness import sample_index
+from curation.dinov2.crops import NUM_GLOBAL, Views
+from curation.dinov2.manifests import ManifestImages
+from curation.dinov2.order import Order
+from curation.dinov2.reading import ChunkReader, RangedReader, Reader
 from curation.dinov2.world import ALONE, World
-from curation.errors import ImageError, TrainError
+from curation.errors import CurationError, ImageError, TrainError
 
-DIGEST_KEY = b"curation.digest"
-_COLUMNS = ("tar", "tar_offset", "stored_bytes")
-_ROWS_AT_A_TIME = 65_536
+_READERS_AHEAD = 2
 
 _log = logging.getLogger(__name__)
-
-
-class ManifestImages:
-    """The images of a manifest.
-
-    Twenty bytes a row stay in memory (offset, length, number of the tar), so a hundred million rows take 2 GB; image
-    ids are read again when a message needs one.
-
-    Args:
-        manifest: Path or fsspec URL of the Parquet file; tars are found relative to its folder.
-        max_image_bytes: Stored images above this are refused.
-
-    Raises:
-        TrainError: If the manifest cannot be read, is empty, or names a tar that is not there.
-    """
-
-    def __init__(self, manifest: str, max_image_bytes: int) -> None:
-        self.manifest = manifest
-        self._max_image_bytes = max_image_bytes
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(manifest)
-            self._load()
-        except FileNotFoundError as error:
-            raise TrainError(f"{manifest}: there is no such manifest; `curate run` writes one") from error
-        except (OSError, ValueError, ImportError, pa.ArrowException) as error:
-            raise TrainError(f"{manifest}: cannot be read as a Parquet manifest: {error}") from error
-        if not len(self):
-            raise TrainError(f"{manifest}: has no rows; nothing was curated, so see the funnel of its report")
-        self._check_tars()
-
-    def __len__(self) -> int:
-        return len(self._offset)
-
-    def _load(self) -> None:
-        with self._fs.open(self._path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            missing = {"image_id", *_COLUMNS} - set(parquet.schema_arrow.names)
-            if missing:
-                raise TrainError(f"{self.manifest}: is not a manifest: it lacks {', '.join(sorted(missing))}")
-            digest = (parquet.schema_arrow.metadata or {}).get(DIGEST_KEY)
-            hasher = hashlib.sha256()
-            rows = parquet.metadata.num_rows
-            self._offset = np.zeros(rows, dtype=np.int64)
-            self._length = np.zeros(rows, dtype=np.int64)
-            self._tar = np.zeros(rows, dtype=np.int32)
-            names: dict[str, int] = {}
-            columns = _COLUMNS if digest else (*_COLUMNS, "image_id")
-            first = 0
-            for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=list(columns)):
-                self._add(batch, first, names)
-                first += batch.num_rows
-                if not digest:
-                    hasher.update("".join(f"{i}\n" for i in batch.column("image_id").to_pylist()).encode())
-        self._tars = [self._tar_path(name) for name in names]
-        self.digest = digest.decode("ascii") if digest else hasher.hexdigest()
-
-    def _add(self, batch: pa.RecordBatch, first: int, names: dict[str, int]) -> None:
-        rows = slice(first, first + batch.num_rows)
-        if any(batch.column(name).null_count for name in _COLUMNS):
-            raise TrainError(f"{self.manifest}: rows {first} to {rows.stop - 1} hold images without stored bytes")
-        self._offset[rows] = batch.column("tar_offset").to_numpy()
-        self._length[rows] = batch.column("stored_bytes").to_numpy()
-        encoded = batch.column("tar").dictionary_encode()
-        codes = [names.setdefault(name, len(names)) for name in encoded.dictionary.to_pylist()]
-        self._tar[rows] = np.array(codes, dtype=np.int32)[encoded.indices.to_numpy()]
-
-    def _tar_path(self, name: str) -> str:
-        if PurePosixPath(name).is_absolute() or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name) or "\\" in name:
-            raise TrainError(f"{self.manifest}: tar {name!r} must be a path relative to the manifest's folder")
-        return posixpath.normpath(posixpath.join(posixpath.dirname(self._path), name))
-
-    def _check_tars(self) -> None:
-        # On object stores each check is a request, and a missing tar shows at its first read just as clearly.
-        if "file" not in np.atleast_1d(self._fs.protocol):
-            return
-        missing = [tar for tar in self._tars if not self._fs.exists(tar)]
-        if missing:
-            raise TrainError(
-                self._missing(missing[0], f"{len(missing)} of {len(self._tars)} tars are missing, such as ")
-            )
-
-    def _missing(self, tar: str, before: str = "") -> str:
-        return f"{self.manifest}: {before}{tar} is not there; put it back beside the manifest or run `curate run` again"
-
-    def read(self, index: int) -> bytes:
-        """Return the encoded bytes of one image.
-
-        Raises:
-            ImageError: If its tar ends before the image does, or its range makes no sense.
-            TrainError: If its tar cannot be read.
-        """
-        offset, length = int(self._offset[index]), int(self._length[index])
-        if offset < 0 or not 0 < length <= self._max_image_bytes:
-            raise ImageError("truncated" if length <= 0 or offset < 0 else "too_large", f"{length} bytes at {offset}")
-        tar = self._tars[self._tar[index]]
-        try:
-            data: bytes = self._fs.cat_file(tar, start=offset, end=offset + length)
-        except FileNotFoundError as error:
-            raise TrainError(self._missing(tar)) from error
-        except OSError as error:
-            raise TrainError(f"{tar}: cannot be read: {error}; training goes on with --resume") from error
-        if len(data) != length:
-            raise ImageError("truncated", f"{len(data)} of {length} bytes at {offset}")
-        return data
-
-    def describe(self, index: int) -> str:
-        """Return the image id and place of one image, for messages."""
-        place = f"{self._tars[self._tar[index]]} at byte {self._offset[index]}"
-        with self._fs.open(self._path, "rb") as file:
-            parquet = pq.ParquetFile(file)
-            first = 0
-            for group in range(parquet.num_row_groups):
-                rows = parquet.metadata.row_group(group).num_rows
-                if index < first + rows:
-                    ids = parquet.read_row_group(group, columns=["image_id"]).column("image_id")
-                    return f"{ids[index - first].as_py()} ({place})"
-                first += rows
-        return place
 
 
 @dataclass(frozen=True)
@@ -157,7 +33,7 @@ class Sample:
     """The views of one image and the numbers that will colour them; ``replaced`` counts unreadable images before it."""
 
     views: Views
-    draws_VN: Draws
+    draws_VN: colour.Draws
     replaced: int
 
 
@@ -181,11 +57,30 @@ class Batch:
     num_replaced: int
 
 
+def open_manifests(manifest: str | None, config: TrainConfig) -> list[ManifestImages]:
+    """Return the images of one manifest, or of those in the settings.
+
+    Raises:
+        TrainError: If there is no manifest, or both ways name some, or one cannot be used.
+    """
+    named = config.data.manifests
+    if bool(named) == (manifest is not None):
+        raise TrainError("give one manifest, or several as data.manifests in the settings, and not both")
+    paths = [manifest] if manifest is not None else [entry.path for entry in named]
+    return [ManifestImages(path, config.data.max_image_bytes) for path in paths]
+
+
+def shares(manifests: Sequence[ManifestImages], config: TrainConfig) -> list[float]:
+    """Return the weight of each manifest: its own, or its number of images."""
+    weights = [entry.weight for entry in config.data.manifests] or [None]
+    return [float(len(m)) if weight is None else weight for m, weight in zip(manifests, weights, strict=True)]
+
+
 class Batches:
     """Batches in a stateless order: a run can start at any step.
 
     Args:
-        dataset: The images.
+        manifests: The images: those of ``config.data.manifests`` in that order, else one manifest.
         config: Settings of the run.
         world: Processes that train together; each reads its own images only.
 
@@ -193,84 +88,114 @@ class Batches:
         TrainError: If there are fewer images than a batch takes, or they cannot be shared out evenly.
     """
 
-    def __init__(self, dataset: ManifestImages, config: TrainConfig, world: World = ALONE) -> None:
-        batch_size = config.data.batch_size
-        if len(dataset) < batch_size:
+    def __init__(self, manifests: Sequence[ManifestImages], config: TrainConfig, world: World = ALONE) -> None:
+        data = config.data
+        num_images = sum(map(len, manifests))
+        self._names = ", ".join(manifest.manifest for manifest in manifests)
+        if num_images < data.batch_size:
             raise TrainError(
-                f"{dataset.manifest}: holds {len(dataset)} images, fewer than a batch of {batch_size}; "
-                f"give a larger manifest or set data.batch_size to at most {len(dataset)}"
+                f"{self._names}: holds {num_images} images, fewer than a batch of {data.batch_size}; "
+                f"give a larger manifest or set data.batch_size to at most {num_images}"
             )
-        self._dataset = dataset
         self._config = config
-        self._parts = world.parts(batch_size, config.data.micro_batches)
+        self._parts = world.parts(data.batch_size, data.micro_batches)
+        self._order = Order([len(m) for m in manifests], shares(manifests, config), data, config.seed)
+        self._reader: Reader = RangedReader(manifests)
+        if data.reading == "streaming":
+            width = data.batch_size // data.lanes
+            num_lanes = 1 + (self._parts[-1].stop - 1) // width - self._parts[0].start // width
+            windows = 2 * num_lanes * len(manifests)  # this one and the next of each lane
+            self._reader = ChunkReader(manifests, self._order, windows * data.window_chunks + 1)
 
     def between(self, first_step: int, end_step: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; threads only read ahead."""
-        workers = self._config.data.workers
-        if not workers:
+        data = self._config.data
+        if not data.workers:
             for step in range(first_step, end_step):
                 yield self._batches(step, [self._sample(position) for position in self._positions(step)])
             return
-        pending: deque[list[Future[Sample]]] = deque()
-        with ThreadPoolExecutor(workers, thread_name_prefix="crops") as pool:
-            try:
-                for step in range(first_step, end_step):
-                    last = min(end_step, step + 1 + self._config.data.prefetch_batches)
-                    for ahead in range(step + len(pending), last):
-                        pending.append([pool.submit(self._sample, position) for position in self._positions(ahead)])
-                    yield self._batches(step, [future.result() for future in pending.popleft()])
-            finally:
+        ahead: deque[Future[list[Batch]]] = deque()
+        workers = ThreadPoolExecutor(data.workers, thread_name_prefix="crops")
+        assembler = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        readers = ThreadPoolExecutor(_READERS_AHEAD, thread_name_prefix="chunks")
+        pools = (assembler, workers, readers)
+        try:
+            for step in range(first_step, end_step):
+                for later in range(step + len(ahead), min(end_step, step + 1 + data.prefetch_batches)):
+                    positions = self._positions(later)
+                    if data.reading == "streaming":
+                        readers.submit(self._read_ahead, positions)
+                    samples = [workers.submit(self._sample, position) for position in positions]
+                    ahead.append(assembler.submit(self._assembled, later, samples))
+                yield ahead.popleft().result()
+        finally:
+            for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _assembled(self, step: int, samples: list[Future[Sample]]) -> list[Batch]:
+        return self._batches(step, [sample.result() for sample in samples])
 
     def _positions(self, step: int) -> range:
         """Return the global positions of this process's samples."""
         first = step * self._config.data.batch_size
         return range(first + self._parts[0].start, first + self._parts[-1].stop)
 
+    def _read_ahead(self, positions: range) -> None:
+        """Read the chunks that these positions' lanes need a window later."""
+        later = self._order.readahead() // self._config.data.batch_size * self._config.data.batch_size
+        for position in positions:
+            with suppress(CurationError):  # said again, and acted on, when the image itself is needed
+                self._reader.read(self._order.at(position + later))
+
     def _sample(self, position: int) -> Sample:
         config = self._config
         tries = config.data.max_replacements + 1
+        draws = crops.draw(config.seed, position, config.crops)
         for attempt in range(tries):
             # The place of a replacement lies in a later batch, so that it rarely meets itself.
-            index = sample_index(position + attempt * config.data.batch_size, len(self._dataset), config.seed)
+            place = self._order.at(position + attempt * config.data.batch_size)
             try:
-                rgb_HW3 = images.decode(self._dataset.read(index), config.images, config.data.decode_min_side_px)
+                rgb_HW3 = self._decoded(self._reader.read(place), draws)
             except ImageError as error:
-                _log.warning("image %s is unreadable and was replaced: %s", self._dataset.describe(index), error)
+                _log.warning("image %s is unreadable and was replaced: %s", self._reader.describe(place), error)
                 continue
-            views = multi_crop(rgb_HW3, config.seed, position, config.crops)
-            draws = colour.draw(config.seed, position, NUM_GLOBAL + config.crops.num_local)
-            return Sample(views, draws, attempt)
+            views = crops.multi_crop(rgb_HW3, draws, config.crops)
+            return Sample(views, colour.draw(config.seed, position, len(draws)), attempt)
         raise TrainError(
-            f"{self._dataset.manifest}: {tries} images in a row cannot be read; check its tars, "
-            "or raise data.max_replacements"
+            f"{self._names}: {tries} images in a row cannot be read; check the tars, or raise data.max_replacements"
         )
+
+    def _decoded(self, data: bytes, draws: crops.Draws) -> npt.NDArray[np.uint8]:
+        config = self._config
+
+        def side_px(width: int, height: int) -> int | None:
+            return crops.reduced_side((width, height), draws, config.crops)
+
+        return images.decode(data, config.images, side_px if config.data.reduced_decode else None)
 
     def _batches(self, step: int, samples: list[Sample]) -> list[Batch]:
-        config = self._config
-        side = config.crops.global_px // config.model.patch_px
-        mask_2BP = masks.batch_masks(config.seed, step, config.data.batch_size, (side, side), config.losses)
         start = self._parts[0].start
-        return [
-            self._batch(step, images, samples[images.start - start : images.stop - start], mask_2BP)
-            for images in self._parts
-        ]
+        return [self._batch(step, part, samples[part.start - start : part.stop - start]) for part in self._parts]
 
-    def _batch(self, step: int, images: range, samples: list[Sample], mask_2BP: masks.Mask) -> Batch:
-        crops = self._config.crops
+    def _batch(self, step: int, part: range, samples: list[Sample]) -> Batch:
+        config = self._config
         draws = np.stack([sample.draws_VN for sample in samples], axis=1)  # view, image, number
-        first, second = (
-            colour.plan(draws[view], crops, crops.blur_p[view], crops.solarise_p if view else 0.0) for view in (0, 1)
-        )
-        both = {name: torch.cat([value, getattr(second, name)]) for name, value in vars(first).items()}
-        stacks = [(_crop_major([sample.views.global_V3HW for sample in samples]), ColourPlan(**both))]
-        if crops.num_local:
-            numbers = draws[NUM_GLOBAL:].reshape(-1, colour.NUM_DRAWS)
+        stacks = [(_crop_major([sample.views.global_V3HW for sample in samples]), self._plan(draws, 0, NUM_GLOBAL))]
+        if config.crops.num_local:
             local = _crop_major([sample.views.local_V3HW for sample in samples])
-            stacks.append((local, colour.plan(numbers, crops, crops.blur_p[2], 0.0)))
-        mask = mask_2BP.reshape(NUM_GLOBAL, -1, mask_2BP.shape[1])[:, images.start : images.stop]
-        mask_NP = torch.from_numpy(mask.reshape(-1, mask_2BP.shape[1]))
-        return Batch(step, images, stacks, mask_NP, sum(sample.replaced for sample in samples))
+            stacks.append((local, self._plan(draws, NUM_GLOBAL, len(draws))))
+        side = config.crops.global_px // config.model.patch_px
+        mask_NP = masks.batch_masks(config.seed, step, config.data.batch_size, (side, side), config.losses, part)
+        return Batch(step, part, stacks, torch.from_numpy(mask_NP), sum(sample.replaced for sample in samples))
+
+    def _plan(self, draws_VIN: colour.Draws, first: int, end: int) -> ColourPlan:
+        config = self._config.crops
+        return ColourPlan.joined(
+            [
+                colour.plan(draws_VIN[view], config, config.blur_p[min(view, 2)], config.solarise_p * (view == 1))
+                for view in range(first, end)
+            ]
+        )
 
 
 def _crop_major(views: list[npt.NDArray[np.uint8]]) -> Tensor:

@@ -4,21 +4,20 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from curation.config import parse
 from curation.dinov2 import names
 from curation.dinov2.checkpoint import Checkpoints, clear_errors, write_json, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.tensors import whole
 from curation.errors import TrainError
+from curation.settings import parse
 
 
 def timm_state(backbone: VisionTransformer) -> dict[str, Tensor]:
@@ -36,6 +35,7 @@ def timm_arguments(backbone: VisionTransformer) -> dict[str, object]:
     hidden = backbone.state_dict()[f"blocks.0.mlp.{'w12' if config.ffn == 'swiglu' else 'fc1'}.weight"].shape[0]
     return {
         "img_size": backbone.grid * config.patch_px,
+        "in_chans": config.channels,
         "patch_size": config.patch_px,
         "embed_dim": config.shape.dim,
         "depth": config.shape.depth,
@@ -55,6 +55,46 @@ def metadata(backbone: VisionTransformer, step: int) -> dict[str, str]:
     return {"format": "pt", "step": str(step), "torch": str(torch.__version__), "model": json.dumps(model)}
 
 
+@dataclass(frozen=True)
+class StoredRun:
+    """The newest checkpoint of a training run.
+
+    Attributes:
+        config: The run's settings.
+        step: Finished steps.
+        tensors: As ``curation.dinov2.checkpoint`` lists them.
+        path: The file of the tensors.
+    """
+
+    config: TrainConfig
+    step: int
+    tensors: dict[str, Tensor]
+    path: Path
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """Return the tensors whose names start with a prefix, without it."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def read_run(run: Path) -> StoredRun:
+    """Return what is stored of a training run.
+
+    Args:
+        run: The folder that ``curate train`` wrote to.
+
+    Raises:
+        TrainError: There is no complete checkpoint.
+    """
+    checkpoints = Checkpoints(run, keep=1)
+    identity = checkpoints.identity()
+    newest = checkpoints.newest() if identity is not None else None
+    if identity is None or newest is None:
+        raise TrainError(f"{run}: holds no checkpoint; name the --output folder of `curate train`")
+    progress, tensors, path = newest
+    config = parse(TrainConfig, _nested(identity.settings), str(run / "train.json"))
+    return StoredRun(config, progress.step, tensors, path)
+
+
 def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransformer, TrainConfig, int]:
     """Return the backbone of a training run's newest checkpoint, its settings and the finished steps.
 
@@ -65,55 +105,25 @@ def read_backbone(run: Path, network: str = "teacher") -> tuple[VisionTransforme
     Raises:
         TrainError: There is no complete checkpoint, or its tensors are not what its settings make.
     """
-    checkpoints = Checkpoints(run, keep=1)
-    identity = checkpoints.identity()
-    newest = checkpoints.newest() if identity is not None else None
-    if identity is None or newest is None:
-        raise TrainError(f"{run}: holds no checkpoint; name the --output folder of `curate train`")
-    progress, tensors, path = newest
-    config = parse(TrainConfig, _nested(identity.settings), str(run / "train.json"))
-    backbone = VisionTransformer(config.model, config.crops.global_px)
-    prefix = f"{network}/backbone."
-    state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    stored = read_run(run)
+    backbone = VisionTransformer(stored.config.model, stored.config.crops.global_px)
     try:
-        backbone.load_state_dict(state)
+        backbone.load_state_dict(stored.under(f"{network}/backbone."))
     except RuntimeError as error:
-        raise TrainError(f"{path}: is not what its settings make: {error}") from error
-    return backbone.eval().requires_grad_(False), config, progress.step
-
-
-def load_weights(backbone: VisionTransformer, path: Path) -> None:
-    """Load a backbone's weights under any of the names of ``names``, position embeddings resized to its own grid.
-
-    Raises:
-        TrainError: The file is no safetensors, or its weights are those of another shape.
-    """
-    try:
-        state = names.ours(load_file(path))
-        stored = state["pos_embed"]
-        if stored.shape[1] != backbone.pos_embed.shape[1]:
-            state["pos_embed"] = resized(stored, backbone.grid)
-        backbone.load_state_dict(state)
-    except (OSError, SafetensorError) as error:
-        raise TrainError(f"{path}: cannot be read as safetensors: {error}") from error
-    except (RuntimeError, KeyError, IndexError, ValueError) as error:
-        raise TrainError(f"{path}: holds another network than model settings make: {error}") from error
-
-
-def resized(pos_embed_1PD: Tensor, grid: int) -> Tensor:
-    """Return position embeddings, class token first, for another square grid; bicubic with antialiasing."""
-    side = round((pos_embed_1PD.shape[1] - 1) ** 0.5)
-    patches = pos_embed_1PD[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    patches = nn.functional.interpolate(patches, size=(grid, grid), mode="bicubic", antialias=True)
-    return torch.cat([pos_embed_1PD[:, :1], patches.flatten(2).transpose(1, 2).to(pos_embed_1PD)], dim=1)
+        raise TrainError(f"{stored.path}: is not what its settings make: {error}") from error
+    return backbone.eval().requires_grad_(False), stored.config, stored.step
 
 
 def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
-    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads."""
+    """Write a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads.
+
+    It takes images of any size, unless position embeddings are resized in a way that timm has not: with an offset, or
+    without antialiasing.
+    """
     arguments = timm_arguments(backbone)
     gated, registers = backbone.config.ffn == "swiglu", bool(backbone.config.registers)
     size = "giant" if gated else "small"  # which layers it has; every width is among the arguments
-    arguments |= {"dynamic_img_size": True}
+    arguments |= {"dynamic_img_size": backbone.config.pos_embed_antialias and not backbone.config.pos_embed_offset}
     side_px = backbone.grid * backbone.config.patch_px
     about = {
         "architecture": f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2",
@@ -122,7 +132,7 @@ def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, out
         "global_pool": "token",
         "model_args": arguments,
         "pretrained_cfg": {
-            "input_size": [3, side_px, side_px],
+            "input_size": [backbone.config.channels, side_px, side_px],
             "interpolation": "bicubic",
             "crop_pct": 1.0,
             "mean": list(config.crops.mean),
@@ -144,13 +154,18 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
     is chosen by that, and may have no registers.
 
     Raises:
-        TrainError: Position embeddings are resized with an offset, which transformers cannot do.
+        TrainError: Position embeddings are resized in a way that transformers has not for such a model.
     """
     model = backbone.config
     if model.pos_embed_offset:
         raise TrainError(
             f"model.pos_embed_offset {model.pos_embed_offset}: transformers knows no offset, so sizes other than the "
             "trained one would differ; use --format timm or torchscript"
+        )
+    if model.registers and not model.pos_embed_antialias:
+        raise TrainError(
+            "model.pos_embed_antialias false: transformers always antialiases where there are registers, so sizes "
+            "other than the trained one would differ; use --format timm or torchscript"
         )
     with_registers = bool(model.registers) or model.pos_embed_antialias
     side_px = backbone.grid * model.patch_px
@@ -165,7 +180,7 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
         "use_swiglu_ffn": model.ffn == "swiglu",
         "image_size": side_px,
         "patch_size": model.patch_px,
-        "num_channels": 3,
+        "num_channels": model.channels,
         "qkv_bias": True,
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
@@ -194,6 +209,20 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
     write_tensors(output / "model.safetensors", state, {"format": "pt", "step": str(step)})
 
 
+def at_size(backbone: VisionTransformer, image_px: int) -> VisionTransformer:
+    """Return the backbone with position embeddings for images of another size.
+
+    Raises:
+        TrainError: The size is no multiple of the patch.
+    """
+    if image_px % backbone.config.patch_px:
+        raise TrainError(f"--image-px {image_px} must be a multiple of the patch, {backbone.config.patch_px}")
+    other = VisionTransformer(backbone.config, image_px)
+    state = {**backbone.state_dict(), "pos_embed": backbone.positions(other.grid, other.grid)}
+    other.load_state_dict(state)
+    return other.eval().requires_grad_(False)
+
+
 class Plain(nn.Module):
     """A backbone as a function of one batch: normalised class and patch tokens."""
 
@@ -208,19 +237,19 @@ class Plain(nn.Module):
 
 
 def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
-    """Write a TorchScript file for any number of images of the trained size; it gives class and patch tokens."""
+    """Write a TorchScript file: any number of images of the grid's size give class and patch tokens."""
     side_px = backbone.grid * backbone.config.patch_px
     about = {"curation.json": json.dumps({"mean": config.crops.mean, "std": config.crops.std, "step": step})}
     with warnings.catch_warnings(), clear_errors(output, output.name):
         warnings.simplefilter("ignore")  # PyTorch would rather have another format, and traces shapes as constants
         trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # typed in some builds of PyTorch only
-        traced = trace(Plain(backbone).eval(), torch.zeros(2, 3, side_px, side_px))
+        traced = trace(Plain(backbone).eval(), torch.zeros(2, backbone.config.channels, side_px, side_px))
         output.parent.mkdir(parents=True, exist_ok=True)
         torch.jit.save(traced, output, _extra_files=about)
 
 
 def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
-    """Write an ONNX file for any number of images of the trained size: input ``images``, outputs ``cls``, ``patches``.
+    """Write an ONNX file: any number of images of the grid's size, ``images``, give ``cls`` and ``patches``.
 
     Raises:
         TrainError: The packages that PyTorch writes ONNX with are missing.
@@ -232,7 +261,7 @@ def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, out
         warnings.simplefilter("ignore")  # of PyTorch about itself
         program = torch.onnx.export(
             Plain(backbone).eval(),
-            (torch.zeros(2, 3, side_px, side_px),),
+            (torch.zeros(2, backbone.config.channels, side_px, side_px),),
             input_names=["images"],
             output_names=["cls", "patches"],
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),

@@ -1,4 +1,4 @@
-"""The projection head: features to prototype scores."""
+"""The projection head: features to what prototype scores are made of."""
 
 from itertools import pairwise
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curation.dinov2.config import HeadConfig
+from curation.dinov2.scores import Projected
 
 
 class Prototypes(nn.Module):
@@ -18,10 +19,9 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(prototypes, dim))
         nn.init.uniform_(self.weight_v, -(dim**-0.5), dim**-0.5)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """Return scores, (N, K)."""
-        norms = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return functional.linear(x_ND, self.weight_v * (self.weight_g / norms))
+    def forward(self) -> Tensor:
+        """Return the prototypes, (K, D)."""
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
 class ProjectionHead(nn.Module):
@@ -44,7 +44,6 @@ class ProjectionHead(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        """Return prototype scores, (N, K): cosines times the length of each prototype."""
-        scores: Tensor = self.last_layer(functional.normalize(self.mlp(x_ND), dim=-1, eps=1e-12))
-        return scores
+    def forward(self, x_ND: Tensor) -> Projected:
+        """Return what prototype scores are made of: cosines times the length of each prototype."""
+        return Projected(functional.normalize(self.mlp(x_ND), dim=-1, eps=1e-12), self.last_layer())

@@ -22,13 +22,15 @@ class StepReport:
         num_steps: Steps of the whole run.
         skipped: Whether weights stayed as they were because a loss or gradient was not finite.
         figures: Losses (``loss`` and its weighted parts ``loss_*``, which sum to it), schedule values, gradient norms,
-            monitors, images a second.
+            monitors, images a second; at their intervals rank, spectrum, distances and ``knn_top1``.
+        warnings: What the monitors give reason to say, in words.
     """
 
     step: int
     num_steps: int
     skipped: bool
     figures: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
     def finite(self) -> dict[str, float | None]:
         """Return the figures with null for what JSON cannot say."""
@@ -60,7 +62,9 @@ class StepLog:
 
     def write(self, report: StepReport) -> None:
         """Append one line and hand it to the operating system, so that a killed process loses none."""
-        line = {"step": report.step, "skipped": report.skipped, **report.finite()}
+        line: dict[str, object] = {"step": report.step, "skipped": report.skipped, **report.finite()}
+        if report.warnings:
+            line["warnings"] = report.warnings
         with clear_errors(self._path, "the log"):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
@@ -78,9 +82,11 @@ class StepLog:
 
 
 def read(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the lines of a log."""
+    """Yield the lines of a log; one that a kill cut short ends it."""
     with path.open(encoding="utf-8") as file:
         for line in file:
+            if not line.endswith("\n"):
+                return
             yield json.loads(line)
 
 

@@ -1,84 +1,96 @@
-"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and what makes targets of the teacher's scores.
+"""The objective: DINO on class tokens, iBOT on masked patches, KoLeo; and what balances the teacher's assignment.
 
-Everything here runs in float32 whatever the model runs in. Cross-entropy is logsumexp(s/T) − ⟨p, s⟩/T: the value and
-gradient of −Σ p log softmax(s/T) without a second (rows, K) tensor.
+Everything here runs in float32 whatever the model runs in, and on a chunk of prototype scores at a time.
 """
+
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from curation.dinov2.scores import Assignment, Chunk, Projected, Scores, chunked, cross_entropy
 from curation.dinov2.world import ALONE, World
 
 KOLEO_EPS = 1e-8
 
 
 @torch.no_grad()
-def sinkhorn_knopp(scores_NK: Tensor, temperature: float, rounds: int = 3, world: World = ALONE) -> Tensor:
-    """Return the teacher's assignment of rows to prototypes, (N, K), each row summing to 1.
+def sinkhorn_offset(scores: Scores, temperature: float, rounds: int = 3, world: World = ALONE) -> Tensor:
+    """Return what has to be taken off the scores of each prototype, (K,), before a softmax over prototypes.
 
-    Each round makes every prototype equally used by the rows of all processes, then every row sum to one. It runs on
-    logarithms, so no temperature overflows.
+    Each round makes every prototype equally used by the rows of all processes, then every row sum to one; the softmax
+    is the last half of the last round. Offsets are logarithms, so no temperature overflows; after the first round
+    what they balance is a softmax, in which no prototype can vanish.
 
     Source:
         Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments"; Cuturi 2013.
     """
-    log_q = scores_NK.float() / temperature
-    num_rows = world.sum(torch.tensor(float(scores_NK.shape[0]), device=scores_NK.device))
-    share = (num_rows / scores_NK.shape[1]).log()
-    for _ in range(rounds):
-        log_q = log_q - world.logsumexp(torch.logsumexp(log_q, dim=0, keepdim=True)) + share
-        log_q = log_q - torch.logsumexp(log_q, dim=1, keepdim=True)
-    return log_q.exp()
+    num_rows = world.sum(torch.tensor(float(len(scores)), device=scores.device))
+    share = (num_rows / scores.num_prototypes).log()
+    log_used_K = torch.full((scores.num_prototypes,), -torch.inf, device=scores.device)
+    for _, part_NK in scores.chunks():
+        log_used_K = torch.logaddexp(log_used_K, torch.logsumexp(part_NK / temperature, dim=0))
+    offset_K = world.logsumexp(log_used_K) - share
+    for _ in range(rounds - 1):
+        used_K = torch.zeros_like(offset_K)
+        for _, part_NK in scores.chunks():
+            used_K += torch.softmax((part_NK / temperature).sub_(offset_K), dim=1).sum(dim=0)
+        offset_K = offset_K + world.sum(used_K).log() - share
+    return offset_K * temperature
 
 
-@torch.no_grad()
-def centred_softmax(scores_NK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
-    """Return softmax((scores − centre) / temperature) of each row, (N, K).
+def dino_loss(
+    student: Projected, views: Sequence[Assignment], temperature: float, chunk_rows: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss on class tokens, and without gradient what its global and its local crops add to it.
 
-    Source:
-        Caron et al. 2021, "Emerging properties in self-supervised vision transformers" (centring and sharpening).
-    """
-    return torch.softmax((scores_NK.float() - centre_K) / temperature, dim=1)
-
-
-def cross_entropy(p_NK: Tensor, scores_NK: Tensor, temperature: float, mass: float = 1.0) -> Tensor:
-    """Return the cross-entropy of each row, (N,).
-
-    Args:
-        p_NK: Teacher probabilities, or the sum of several views of them.
-        scores_NK: Student scores before the temperature.
-        temperature: The student's.
-        mass: What each row of ``p_NK`` sums to.
-    """
-    logits = scores_NK.float() / temperature
-    return mass * torch.logsumexp(logits, dim=1) - (p_NK * logits).sum(dim=1)
-
-
-def dino_local_loss(p_VBK: Tensor, scores_NK: Tensor, temperature: float) -> Tensor:
-    """Return Σ over local crops and teacher views of the mean cross-entropy over images.
+    Each crop is compared with every view of the teacher, a global crop not with its own, and a mean over images taken;
+    the sum is divided by the number of pairs of crop and view, those of a crop with itself included as in the
+    published code's scale: views + views · local crops.
 
     Args:
-        p_VBK: Teacher probabilities of each of V views.
-        scores_NK: Student scores of the local crops, crop-major: N = crops · B.
+        student: Rows of the global crops, then of the local ones, crop-major.
+        views: The teacher's two global crops, B rows each.
         temperature: The student's.
+        chunk_rows: Rows of scores in memory at a time.
     """
-    views, images, _ = p_VBK.shape
-    target_NK = p_VBK.sum(dim=0).repeat(scores_NK.shape[0] // images, 1)
-    return cross_entropy(target_NK, scores_NK, temperature, mass=float(views)).sum() / images
+    num_views, images = len(views), len(views[0])
+    crops = len(student.unit_ND) // images
+    num_local = crops - num_views
+    device = student.unit_ND.device
+    pairs = num_views * (1 + num_local)
+    mass = torch.ones(crops, images, device=device)
+    mass[num_views:] = num_views
+    weight = torch.full_like(mass, 1 / (pairs * images))
+    places = torch.arange(crops * images, device=device).view(crops, images)
+
+    def chunks() -> Iterator[Chunk]:
+        for part in chunked(images, max(1, chunk_rows // crops)):
+            made = targets(part)
+            yield Chunk(places[:, part].flatten(), made.__getitem__)
+
+    def targets(part: slice) -> Tensor:
+        seen = [view.rows(part) for view in views]
+        return torch.cat([*seen[::-1], *[torch.stack(seen).sum(dim=0)] * num_local])
+
+    loss, loss_N = cross_entropy(student, chunks(), mass.flatten(), weight.flatten(), temperature)
+    shares = (loss_N.view(crops, images) * weight).sum(dim=1)
+    return loss, shares[:num_views].sum(), shares[num_views:].sum()
 
 
-def dino_global_loss(p_NK: Tensor, scores_NK: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy row by row; the caller has swapped the teacher's views."""
-    return cross_entropy(p_NK, scores_NK, temperature).mean()
-
-
-def ibot_loss(p_MK: Tensor, scores_MK: Tensor, weight_M: Tensor, num_crops: int, temperature: float) -> Tensor:
-    """Return the loss on masked patches: weighted by ``weight_M`` (1 / masked patches of the crop), over all crops.
+def ibot_loss(
+    student: Projected, targets: Assignment, weight_M: Tensor, num_crops: int, temperature: float, chunk_rows: int
+) -> Tensor:
+    """Return the loss on patches: weighted by ``weight_M`` (1 / patches of the crop), over all crops.
 
     Crops without a mask count in the divisor, as in the published code.
     """
-    return (weight_M * cross_entropy(p_MK, scores_MK, temperature)).sum() / num_crops
+    parts = list(chunked(len(targets), chunk_rows))
+    sizes = [part.stop - part.start for part in parts]
+    chunks = (Chunk(part, own.rows) for part, own in zip(parts, targets.split(sizes), strict=True))
+    loss, _ = cross_entropy(student, chunks, torch.ones_like(weight_M), weight_M / num_crops, temperature)
+    return loss
 
 
 def koleo_loss(x_ND: Tensor) -> Tensor:

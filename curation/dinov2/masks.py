@@ -32,14 +32,30 @@ def mask_counts(num_crops: int, num_patches: int, share: float, ratio: tuple[flo
     return [min(num_patches - 1, max(1, round(num_patches * r))) if num_patches > 1 else 1 for r in ratios]
 
 
-def batch_masks(seed: int, step: int, batch_size: int, grid: tuple[int, int], config: LossesConfig) -> Mask:
-    """Return the masks of the two global crops of a batch, (2B, P) bool, crop-major.
+def batch_masks(
+    seed: int,
+    step: int,
+    batch_size: int,
+    grid: tuple[int, int],
+    config: LossesConfig,
+    images: range | None = None,
+) -> Mask:
+    """Return the masks of the two global crops of the images of a batch, (2B, P) bool, crop-major.
 
     Which crops are masked, and how much, is a random ranking of all crops of the step; where the blocks lie depends on
     the sample and crop alone.
+
+    Args:
+        seed: Seed of the run.
+        step: Zero-based.
+        batch_size: Images of the whole step.
+        grid: Rows and columns of patches.
+        config: Shares and ratios.
+        images: Places in the batch whose masks are wanted; None: all.
     """
     rows, columns = grid
-    masks = np.zeros((2 * batch_size, rows * columns), dtype=bool)
+    wanted = range(batch_size) if images is None else images
+    masks = np.zeros((2 * len(wanted), rows * columns), dtype=bool)
     if not config.masked_share:
         return masks
     positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
@@ -49,6 +65,8 @@ def batch_masks(seed: int, step: int, batch_size: int, grid: tuple[int, int], co
     counts = mask_counts(2 * batch_size, rows * columns, config.masked_share, config.mask_ratio)
     for place, (view, count) in enumerate(zip(ranking[: len(counts)], counts, strict=True)):
         crop, image = divmod(int(view), batch_size)
+        if image not in wanted:
+            continue
         rng = generator(seed, Purpose.MASK_BLOCKS, int(positions[image]), crop)
         if config.mask_count == "exact":
             mask = block_mask(rng, grid, count)
@@ -56,7 +74,7 @@ def batch_masks(seed: int, step: int, batch_size: int, grid: tuple[int, int], co
             low, high = config.mask_ratio
             share = low + (high - low) * (place + rng.random()) / len(counts)
             mask = reference_mask(_Generator(rng), grid, int(rows * columns * share))
-        masks[view] = mask.reshape(-1)
+        masks[crop * len(wanted) + image - wanted.start] = mask.reshape(-1)
     return masks
 
 

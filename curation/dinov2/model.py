@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from curation.dinov2.config import ModelConfig
+from curation.errors import DimensionError
 
 NORM_EPS = 1e-6
 
@@ -25,6 +27,7 @@ class Kept(NamedTuple):
     scale: float
 
 
+Size = tuple[int, int]  # views, and tokens of each
 KeptRows = Sequence[Sequence[tuple[Kept, Kept]]]  # by block and stack: attention, feed-forward
 
 
@@ -59,15 +62,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x_TD: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Attend within each view.
+    def forward(
+        self, x_TD: Tensor, sizes: Sequence[Size], scale: "LayerScale", wanted_W: Tensor | None = None
+    ) -> Tensor:
+        """Attend within each view; return the scaled result.
 
         Args:
             x_TD: Tokens of all stacks, one after the other.
-            sizes: (views, tokens a view) of each stack.
+            sizes: Of each stack.
+            scale: Of the result.
+            wanted_W: Tokens whose result is wanted; None: all.
         """
         dim = x_TD.shape[1]
-        parts = self.qkv(x_TD).split([views * tokens for views, tokens in sizes])
+        parts = torch.split(self.qkv(x_TD), [views * tokens for views, tokens in sizes])
         attended = []
         for part, (views, tokens) in zip(parts, sizes, strict=True):
             if not views:  # no row of this stack runs the branch
@@ -76,8 +83,7 @@ class Attention(nn.Module):
             q, k, v = part.view(views, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
             out = functional.scaled_dot_product_attention(q, k, v)
             attended.append(out.transpose(1, 2).reshape(views * tokens, dim))
-        result: Tensor = self.proj(torch.cat(attended))
-        return result
+        return scale.after(self.proj, _chosen(torch.cat(attended), wanted_W))
 
 
 class Mlp(nn.Module):
@@ -88,10 +94,9 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, int(dim * ratio))
         self.fc2 = nn.Linear(int(dim * ratio), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        result: Tensor = self.fc2(functional.gelu(self.fc1(x)))
-        return result
+    def forward(self, x: Tensor, scale: "LayerScale") -> Tensor:
+        """Return the same shape, scaled."""
+        return scale.after(self.fc2, functional.gelu(self.fc1(x)))
 
 
 class SwiGlu(nn.Module):
@@ -107,23 +112,26 @@ class SwiGlu(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden)
         self.w3 = nn.Linear(hidden, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
+    def forward(self, x: Tensor, scale: "LayerScale") -> Tensor:
+        """Return the same shape, scaled."""
         gate, value = self.w12(x).chunk(2, dim=-1)
-        result: Tensor = self.w3(functional.silu(gate) * value)
-        return result
+        return scale.after(self.w3, functional.silu(gate) * value)
 
 
 class LayerScale(nn.Module):
-    """A learned factor for each feature."""
+    """A learned factor for each feature.
+
+    It scales the rows of the linear layer before it and not the features, which are many more and would have to be kept
+    for the gradient.
+    """
 
     def __init__(self, dim: int, init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), init))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the same shape."""
-        return x * self.gamma
+    def after(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """Return what the layer makes of x, scaled."""
+        return functional.linear(x, linear.weight * self.gamma.unsqueeze(1), linear.bias * self.gamma)
 
 
 class Block(nn.Module):
@@ -139,27 +147,62 @@ class Block(nn.Module):
         self.mlp = (SwiGlu if config.ffn == "swiglu" else Mlp)(dim, config.mlp_ratio)
         self.ls2 = LayerScale(dim, config.layer_scale)
 
-    def forward(self, stacks: list[Tensor], kept: Sequence[tuple[Kept, Kept]] | None) -> list[Tensor]:
-        """Return each (N, T, D) stack after the block; ``kept`` holds what runs (attention, feed-forward) of each."""
-        for branch in (0, 1):
-            ran = None if kept is None else [pair[branch] for pair in kept]
-            chosen = stacks if ran is None else [x.index_select(0, k.rows) for x, k in zip(stacks, ran, strict=True)]
-            sizes = [(x.shape[0], x.shape[1]) for x in chosen]
-            flat_TD = torch.cat([x.flatten(0, 1) for x in chosen])
-            if branch == 0:
-                residual = self.ls1(self.attn(self.norm1(flat_TD), sizes))
-            else:
-                residual = self.ls2(self.mlp(self.norm2(flat_TD)))
-            parts = residual.split([views * tokens for views, tokens in sizes])
-            parts = [part.view(*size, -1) for part, size in zip(parts, sizes, strict=True)]
-            if ran is None:
-                stacks = [x + part for x, part in zip(stacks, parts, strict=True)]
-            else:
-                stacks = [
-                    x.index_add(0, k.rows, part.to(x.dtype), alpha=k.scale)
-                    for x, k, part in zip(stacks, ran, parts, strict=True)
-                ]
-        return stacks
+    def compile_forward(self) -> None:
+        """Compile what the block does, and not what is hooked to it: FSDP puts its weights together around that."""
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        sizes: Sequence[Size],
+        kept: Sequence[tuple[Kept, Kept]] | None,
+        wanted_W: Tensor | None = None,
+    ) -> Tensor:
+        """Return tokens after the block.
+
+        Args:
+            x_TD: Tokens of all stacks, one after the other.
+            sizes: Of each stack.
+            kept: What runs (attention, feed-forward) of each stack; None: all.
+            wanted_W: Tokens that are returned; None: all.
+        """
+        if kept is None:
+            x_TD = _chosen(x_TD, wanted_W) + self.attn(self.norm1(x_TD), sizes, self.ls1, wanted_W)
+            return x_TD + self._fed_forward(x_TD, sizes)
+        stacks = unstacked(x_TD, sizes)
+        for branch, run in enumerate((self._attended, self._fed_forward)):
+            ran = [pair[branch] for pair in kept]
+            chosen = [x.index_select(0, k.rows) for x, k in zip(stacks, ran, strict=True)]
+            residual = run(*stacked(chosen))
+            parts = unstacked(residual, [(x.shape[0], x.shape[1]) for x in chosen])
+            stacks = [
+                x.index_add(0, k.rows, part.to(x.dtype), alpha=k.scale)
+                for x, k, part in zip(stacks, ran, parts, strict=True)
+            ]
+        return _chosen(stacked(stacks)[0], wanted_W)
+
+    def _attended(self, x_TD: Tensor, sizes: Sequence[Size]) -> Tensor:
+        residual: Tensor = self.attn(self.norm1(x_TD), sizes, self.ls1)
+        return residual
+
+    def _fed_forward(self, x_TD: Tensor, _: Sequence[Size]) -> Tensor:
+        residual: Tensor = self.mlp(self.norm2(x_TD), self.ls2)
+        return residual
+
+
+def _chosen(x_TD: Tensor, wanted_W: Tensor | None) -> Tensor:
+    return x_TD if wanted_W is None else x_TD.index_select(0, wanted_W)
+
+
+def stacked(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Size]]:
+    """Return the tokens of (N, T, D) stacks one after the other, and the stacks' sizes."""
+    return torch.cat([x.flatten(0, 1) for x in stacks]), [(x.shape[0], x.shape[1]) for x in stacks]
+
+
+def unstacked(x_TD: Tensor, sizes: Sequence[Size]) -> list[Tensor]:
+    """Return what ``stacked`` was given."""
+    parts = torch.split(x_TD, [views * tokens for views, tokens in sizes])
+    return [part.view(*size, x_TD.shape[1]) for part, size in zip(parts, sizes, strict=True)]
 
 
 class VisionTransformer(nn.Module):
@@ -168,15 +211,18 @@ class VisionTransformer(nn.Module):
     Args:
         config: Its shape.
         image_px: Side of the images whose grid the position embeddings are stored for.
-        channels: Input channels.
+
+    Attributes:
+        recomputes: Whether blocks run again for their gradient instead of keeping what they made.
     """
 
-    def __init__(self, config: ModelConfig, image_px: int, channels: int = 3) -> None:
+    def __init__(self, config: ModelConfig, image_px: int) -> None:
         super().__init__()
         self.config = config
+        self.recomputes = False
         dim = config.shape.dim
         self.grid = image_px // config.patch_px
-        self.patch_embed = PatchEmbed(config.patch_px, channels, dim)
+        self.patch_embed = PatchEmbed(config.patch_px, config.channels, dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
         if config.registers:
@@ -202,32 +248,78 @@ class VisionTransformer(nn.Module):
         """Encode stacks of views.
 
         Args:
-            views: Each (N, C, H, W) with H and W multiples of the patch; sizes may differ between stacks.
+            views: Each (N, C, H, W) with H and W multiples of the patch, not necessarily equal; sizes may differ
+                between stacks.
             masks: For each stack (N, P) bool, true where the mask token replaces a patch, or None.
             kept: Rows that run each residual branch (stochastic depth), as ``kept[block][stack]``; None: all.
 
         Returns:
             The normalised tokens of each stack.
+
+        Raises:
+            DimensionError: A view has other channels, or a side that is no multiple of the patch.
         """
-        stacks = self._blocks(self._tokens(views, masks), kept)[-1]
-        return [self._features(x) for x in stacks]
+        x_TD, sizes = stacked(self._tokens(views, masks))
+        return [self._features(x) for x in unstacked(self._blocks(x_TD, sizes, kept)[-1], sizes)]
+
+    def chosen(
+        self, views: Sequence[Tensor], masks: Sequence[Tensor | None], kept: KeptRows | None, patches_M: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the normalised class tokens of all stacks, and some patches of the first one.
+
+        The last block makes these only: its feed-forward on nine tokens of ten is work for nothing, 4 % of a step of
+        ViT-S/16. With stochastic depth it makes all.
+
+        Args:
+            views: As in ``forward``.
+            masks: As in ``forward``.
+            kept: As in ``forward``.
+            patches_M: Indices into the flattened (N · P) grid of the first stack; None: no patches.
+        """
+        x_TD, sizes = stacked(self._tokens(views, masks))
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(sizes).prod(dim=1).cumsum(0)])
+        wanted = [torch.arange(n) * length + start for (n, length), start in zip(sizes, starts.tolist(), strict=False)]
+        wanted_W = torch.cat(wanted).to(x_TD.device, non_blocking=True)
+        num_class_tokens = len(wanted_W)
+        if patches_M is not None:
+            length = sizes[0][1]
+            first = 1 + self.config.registers
+            view, patch = patches_M // (length - first), patches_M % (length - first)
+            wanted_W = torch.cat([wanted_W, view * length + first + patch])
+        tokens = self.norm(self._blocks(x_TD, sizes, kept, wanted_W)[-1])
+        return tokens[:num_class_tokens], tokens[num_class_tokens:]
 
     def intermediate(self, x_NCHW: Tensor, num_blocks: int) -> list[Features]:
         """Return the normalised tokens after each of the last ``num_blocks`` blocks."""
-        return [self._features(stacks[0]) for stacks in self._blocks(self._tokens([x_NCHW], None), None)[-num_blocks:]]
+        x_TD, sizes = stacked(self._tokens([x_NCHW], None))
+        return [self._features(unstacked(x, sizes)[0]) for x in self._blocks(x_TD, sizes, None)[-num_blocks:]]
 
-    def _blocks(self, stacks: list[Tensor], kept: KeptRows | None) -> list[list[Tensor]]:
+    def _blocks(
+        self, x_TD: Tensor, sizes: Sequence[Size], kept: KeptRows | None, wanted_W: Tensor | None = None
+    ) -> list[Tensor]:
         outputs = []
         for index, block in enumerate(self.blocks):
-            stacks = block(stacks, None if kept is None else kept[index])
-            outputs.append(stacks)
+            rows = None if kept is None else kept[index]
+            chosen = wanted_W if index == len(self.blocks) - 1 else None
+            if self.recomputes and torch.is_grad_enabled():
+                # A block draws no random numbers: the rows that it runs on are given.
+                x_TD = checkpoint(block, x_TD, sizes, rows, chosen, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TD = block(x_TD, sizes, rows, chosen)
+            outputs.append(x_TD)
         return outputs
 
     def _tokens(self, views: Sequence[Tensor], masks: Sequence[Tensor | None] | None) -> list[Tensor]:
         return [self._embed(view, mask) for view, mask in zip(views, masks or [None] * len(views), strict=True)]
 
     def _embed(self, x_NCHW: Tensor, mask_NP: Tensor | None) -> Tensor:
-        rows, columns = (side // self.config.patch_px for side in x_NCHW.shape[2:])
+        channels, *sides = x_NCHW.shape[1:]
+        if channels != self.config.channels or any(side % self.config.patch_px for side in sides):
+            raise DimensionError(
+                f"images must have {self.config.channels} channels and sides that are multiples of "
+                f"{self.config.patch_px} pixels, got {tuple(x_NCHW.shape)}"
+            )
+        rows, columns = (side // self.config.patch_px for side in sides)
         x = self.patch_embed(x_NCHW)
         if mask_NP is not None:
             x = torch.where(mask_NP.unsqueeze(-1), self.mask_token.to(x.dtype), x)

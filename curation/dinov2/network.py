@@ -13,6 +13,7 @@ from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.heads import ProjectionHead
 from curation.dinov2.model import Kept, KeptRows, VisionTransformer
 from curation.dinov2.randomness import Purpose, scores
+from curation.dinov2.scores import Projected
 from curation.dinov2.tensors import own
 
 BRANCHES = 2  # attention and feed-forward
@@ -23,13 +24,13 @@ class Answers(NamedTuple):
 
     Attributes:
         cls_ND: Normalised class tokens of the global crops.
-        scores_NK: Prototype scores of the class tokens of all stacks, one after the other.
-        patch_scores_MK: Prototype scores of the masked patches; None unless asked for.
+        class_tokens: The class tokens of all stacks, one after the other, as their head has them.
+        patches: The masked patches as their head has them; None unless asked for.
     """
 
     cls_ND: Tensor
-    scores_NK: Tensor
-    patch_scores_MK: Tensor | None
+    class_tokens: Projected
+    patches: Projected | None
 
 
 class Network(nn.Module):
@@ -55,17 +56,18 @@ class Network(nn.Module):
         Args:
             views: As ``Inputs.views``.
             mask_NP: Patches of the global crops that are hidden; None: none.
-            masked_M: Patches whose scores are wanted, indices into the flattened (2B · P) grid; None: no patches.
+            masked_M: Patches that are wanted, indices into the flattened (2B · P) grid; None: no patches.
             kept: Rows that run each residual branch; None: all.
         """
-        encoded = self.backbone(views, [mask_NP] + [None] * (len(views) - 1), kept)
-        whole = encoded[0]
-        scores = self.dino_head(torch.cat([features.cls_ND for features in encoded]))
-        patch_scores = None
-        if masked_M is not None:
-            head = self.dino_head if "ibot_head" not in self._modules else self.ibot_head
-            patch_scores = head(whole.patches_NPD.flatten(0, 1).index_select(0, masked_M))
-        return Answers(whole.cls_ND.contiguous(), scores, patch_scores)
+        masks = [mask_NP] + [None] * (len(views) - 1)
+        class_tokens, patches = self.backbone.chosen(views, masks, kept, masked_M)
+        whole = class_tokens[: len(views[0])]
+        if masked_M is None:
+            return Answers(whole, self.dino_head(class_tokens), None)
+        if "ibot_head" in self._modules:
+            return Answers(whole, self.dino_head(class_tokens), self.ibot_head(patches))
+        both: Projected = self.dino_head(torch.cat([class_tokens, patches]))  # once: its prototypes are many
+        return Answers(whole, *both.split([len(class_tokens), len(patches)]))
 
 
 def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
@@ -83,8 +85,7 @@ def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
 def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> None:
     """Move the teacher: m · teacher + (1 − m) · student."""
     ours, theirs = ([own(parameter) for parameter in network.parameters()] for network in (teacher, student))
-    torch._foreach_mul_(ours, momentum)
-    torch._foreach_add_(ours, theirs, alpha=1 - momentum)
+    torch._foreach_lerp_(ours, theirs, 1 - momentum)
 
 
 def kept_rows(config: TrainConfig, step: int, images: range, device: torch.device) -> KeptRows | None:

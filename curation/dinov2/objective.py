@@ -16,6 +16,7 @@ from curation.dinov2.config import LossesConfig
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers
+from curation.dinov2.scores import Assignment, Projected, Scores
 from curation.dinov2.world import ALONE, World
 
 
@@ -26,8 +27,8 @@ class Inputs:
     Attributes:
         views: Normalised stacks, crop-major: the 2B global crops, then the local ones if there are any.
         mask_NP: Masked patches of the global crops, bool.
-        masked_M: Indices of the masked patches in the flattened (2B · P) grid.
-        weight_M: 1 / masked patches of the crop, for each masked patch.
+        masked_M: Indices of the patches to answer for in the flattened (2B · P) grid: the masked ones, or all.
+        weight_M: 1 / such patches of the crop, for each.
     """
 
     views: list[Tensor]
@@ -36,8 +37,11 @@ class Inputs:
     weight_M: Tensor
 
     @classmethod
-    def of(cls, views: list[Tensor], mask_NP: Tensor) -> "Inputs":
-        """Derive indices and weights from the mask."""
+    def of(cls, views: list[Tensor], mask_NP: Tensor, *, every_patch: bool = False) -> "Inputs":
+        """Derive indices and weights from the mask; ``every_patch``: of all patches, whether masked or not."""
+        if every_patch:
+            weight = torch.full((mask_NP.numel(),), 1 / mask_NP.shape[1], device=mask_NP.device)
+            return cls(views, mask_NP, torch.arange(mask_NP.numel(), device=mask_NP.device), weight)
         per_crop = mask_NP.sum(dim=1).clamp(min=1).unsqueeze(1).expand_as(mask_NP)
         masked = torch.nonzero(mask_NP.flatten()).flatten()
         return cls(views, mask_NP, masked, per_crop.flatten()[masked].float().reciprocal())
@@ -54,12 +58,12 @@ class Targets:
     """What the teacher says of a part.
 
     Attributes:
-        dino_VBK: Assignments of the class tokens of each global crop.
-        ibot_MK: Assignments of the masked patches; None where the objective has no iBOT.
+        dino: Of the class tokens of each of the two global crops, B rows each.
+        ibot: Of the masked patches; None where the objective has no iBOT.
     """
 
-    dino_VBK: Tensor
-    ibot_MK: Tensor | None
+    dino: list[Assignment]
+    ibot: Assignment | None
 
 
 @dataclass(frozen=True)
@@ -81,35 +85,43 @@ class Outcome:
 
 @torch.no_grad()
 def teacher_targets(
-    teacher: nn.Module, parts: Sequence[Inputs], temperature: float, config: LossesConfig, centrings: Centrings
+    teacher: nn.Module,
+    parts: Sequence[Inputs],
+    temperature: float,
+    config: LossesConfig,
+    centrings: Centrings,
+    watchers: World | None = None,
 ) -> tuple[list[Targets], dict[str, Tensor]]:
     """Return the teacher's targets for each part of the batch, and figures about the teacher.
 
-    It sees whole global crops only.
+    It sees whole global crops only. What takes a look at all of the step is figured out where ``watchers``, the
+    processes that train together, are given.
     """
     answers: list[Answers] = [
         teacher(inputs.views[:1], None, inputs.masked_M if config.ibot_weight else None) for inputs in parts
     ]
-    class_scores = [answer.scores_NK for answer in answers]
-    all_scores = torch.cat(class_scores)
-    dino = centrings.dino.assign(all_scores, temperature)
-    figures = {
-        "teacher_entropy": monitors.entropy(dino),
-        "prototypes_used": monitors.prototypes_used(all_scores),
-        "rank": monitors.effective_rank(torch.cat([answer.cls_ND for answer in answers])),
-    }
-    ibot: list[Tensor | None] = [None] * len(parts)
-    patch_scores = [answer.patch_scores_MK for answer in answers if answer.patch_scores_MK is not None]
-    if patch_scores:
-        assigned = centrings.ibot.assign(torch.cat(patch_scores), temperature)
+    class_tokens = _together([answer.class_tokens for answer in answers])
+    scores = Scores(class_tokens, config.chunk_rows)
+    dino = centrings.dino.assign(scores, temperature)
+    figures = {"teacher_entropy": monitors.entropy(dino)}
+    if watchers is not None:
+        figures |= monitors.of_teacher(dino, [answer.cls_ND for answer in answers], watchers)
+    ibot: Sequence[Assignment | None] = [None] * len(parts)
+    patches = [answer.patches for answer in answers if answer.patches is not None]
+    if patches:
+        assigned = centrings.ibot.assign(Scores(_together(patches), config.chunk_rows), temperature)
         figures["teacher_entropy_patches"] = monitors.entropy(assigned)
-        ibot = list(torch.split(assigned, [len(scores) for scores in patch_scores]))
-    assigned_parts = torch.split(dino, [len(scores) for scores in class_scores])
-    targets = [
-        Targets(part.view(NUM_GLOBAL, -1, part.shape[1]), patches)
-        for part, patches in zip(assigned_parts, ibot, strict=True)
-    ]
-    return targets, figures
+        ibot = assigned.split([len(part.unit_ND) for part in patches])
+    views = dino.split(
+        [len(answer.class_tokens.unit_ND) // NUM_GLOBAL for answer in answers for _ in range(NUM_GLOBAL)]
+    )
+    by_part = [views[first : first + NUM_GLOBAL] for first in range(0, len(views), NUM_GLOBAL)]
+    return [Targets(*pair) for pair in zip(by_part, ibot, strict=True)], figures
+
+
+def _together(parts: Sequence[Projected]) -> Projected:
+    """Return the rows of all parts; the prototypes of each are the same."""
+    return Projected(torch.cat([part.unit_ND for part in parts]), parts[0].prototypes_KD)
 
 
 def koleo_pulls(cls_parts: Sequence[Tensor], world: World = ALONE) -> list[Pull]:
@@ -151,28 +163,25 @@ def objective(
         config: Weights and the student's temperature.
         pull: KoLeo of the whole batch; None: among the images of this part.
     """
-    views, images, _ = targets.dino_VBK.shape
-    temperature = config.student_temp
-    whole_NK, local_NK = answers.scores_NK[: views * images], answers.scores_NK[views * images :]
-    num_local = len(local_NK) // images
-    pairs = views + views * num_local
-
-    swapped = targets.dino_VBK.flip(0).flatten(0, 1)
-    global_loss = losses.dino_global_loss(swapped, whole_NK, temperature)
-    parts = {"loss_dino_global": config.dino_weight * views / pairs * global_loss}
-    if targets.ibot_MK is not None and answers.patch_scores_MK is not None:
+    temperature, chunk_rows = config.student_temp, config.chunk_rows
+    dino, dino_global, dino_local = losses.dino_loss(answers.class_tokens, targets.dino, temperature, chunk_rows)
+    terms = [config.dino_weight * dino]
+    parts = {"loss_dino_global": config.dino_weight * dino_global}
+    if targets.ibot is not None and answers.patches is not None:
         ibot = losses.ibot_loss(
-            targets.ibot_MK, answers.patch_scores_MK, inputs.weight_M, len(answers.cls_ND), temperature
+            answers.patches, targets.ibot, inputs.weight_M, len(answers.cls_ND), temperature, chunk_rows
         )
-        parts["loss_ibot"] = config.ibot_weight * ibot
-    if num_local:
-        local = losses.dino_local_loss(targets.dino_VBK, local_NK, temperature)
-        parts["loss_dino_local"] = config.dino_weight / pairs * local
+        terms.append(config.ibot_weight * ibot)
+        parts["loss_ibot"] = terms[-1]
+    if len(inputs.views) > 1:
+        parts["loss_dino_local"] = config.dino_weight * dino_local
     if pull is None:
-        koleo = torch.stack([losses.koleo_loss(cls_BD) for cls_BD in answers.cls_ND.chunk(views)]).sum()
+        koleo = torch.stack([losses.koleo_loss(cls_BD) for cls_BD in answers.cls_ND.chunk(NUM_GLOBAL)]).sum()
     else:
         inner = (answers.cls_ND.float() * pull.gradient_ND).sum()
         koleo = pull.value + inner - inner.detach()  # the value of the whole with its gradient
-    parts["loss_koleo"] = config.koleo_weight * koleo
-    total = torch.stack(list(parts.values())).sum()
-    return Outcome(total, {name: part.detach() for name, part in parts.items()}, {"koleo": koleo.detach() / views})
+    terms.append(config.koleo_weight * koleo)
+    parts["loss_koleo"] = terms[-1]
+    total = torch.stack(terms).sum()
+    figures = {name: part.detach() for name, part in parts.items()}
+    return Outcome(total, figures, {"koleo": koleo.detach() / NUM_GLOBAL})

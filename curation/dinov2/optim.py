@@ -21,6 +21,7 @@ class Multipliers:
     lr: float
     weight_decay: float
     is_last_layer: bool
+    is_backbone: bool = False
 
 
 def multipliers(name: str, depth: int, layer_decay: float, patch_embed_lr_mult: float) -> Multipliers:
@@ -40,7 +41,7 @@ def multipliers(name: str, depth: int, layer_decay: float, patch_embed_lr_mult: 
         if inner.startswith("patch_embed."):
             lr *= patch_embed_lr_mult
     undecayed = name.endswith(".bias") or "norm" in name or "gamma" in name
-    return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in name)
+    return Multipliers(lr, 0.0 if undecayed else 1.0, "last_layer" in name, name.startswith("backbone."))
 
 
 class Optimizer:
@@ -65,22 +66,27 @@ class Optimizer:
             [{"params": parameters, "multipliers": key} for key, parameters in groups.items()],
             lr=0.0,
             betas=config.betas,
+            fused=True,
         )
         self.num_updates = 0
 
     def clip(self) -> dict[str, float]:
         """Scale gradients down to the largest norm, each module on its own; return the norms before, by module."""
-        norms = {
-            name: nn.utils.clip_grad_norm_(module.parameters(), self._config.clip_norm)
-            for name, module in self._student.named_children()
-        }
-        return {name: float(whole(norm)) for name, norm in norms.items()}
+        norms = {}
+        for name, module in self._student.named_children():
+            found = [parameter for parameter in module.parameters() if parameter.grad is not None]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None])
+            norms[name] = float(whole(norm))
+            if not norms[name] < self._config.clip_norm:  # most steps need no pass over the gradients
+                nn.utils.clip_grads_with_norm_(found, self._config.clip_norm, norm)
+        return norms
 
     def step(self, now: StepSettings) -> None:
         """Update the student with the gradients it has."""
         for group in self._adamw.param_groups:
             factors: Multipliers = group["multipliers"]
-            group["lr"] = (now.last_layer_lr if factors.is_last_layer else now.lr) * factors.lr
+            lr = now.last_layer_lr if factors.is_last_layer else now.lr
+            group["lr"] = lr * factors.lr * (now.backbone_lr_mult if factors.is_backbone else 1.0)
             group["weight_decay"] = now.weight_decay * factors.weight_decay
         self._adamw.step()
         self.num_updates += 1
@@ -90,9 +96,9 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments as ``exp_avg/<parameter>`` and ``exp_avg_sq/<parameter>``; none before an update."""
+        """Return the moments as they are held, ``exp_avg/…`` and ``exp_avg_sq/<parameter>``; none before an update."""
         return {
-            f"{moment}/{name}": whole(self._adamw.state[parameter][moment])
+            f"{moment}/{name}": self._adamw.state[parameter][moment]
             for name, parameter in self._names.items()
             for moment in ("exp_avg", "exp_avg_sq")
             if parameter in self._adamw.state
@@ -105,6 +111,6 @@ class Optimizer:
             return
         for name, parameter in self._names.items():
             self._adamw.state[parameter] = {
-                "step": torch.tensor(float(num_updates)),
+                "step": torch.tensor(float(num_updates), device=parameter.device),
                 **{m: placed(tensors[f"{m}/{name}"], parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
             }

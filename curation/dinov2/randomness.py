@@ -17,6 +17,9 @@ class Purpose(IntEnum):
     MASK_SHARE = 4
     MASK_BLOCKS = 5
     DROP_PATH = 6
+    MIXTURE = 16
+    CHUNKS = 17
+    WINDOW = 18
 
 
 def generator(seed: int, purpose: Purpose, position: int, part: int = 0) -> np.random.Generator:
@@ -64,8 +67,15 @@ def permuted(position: int, size: int, key: int) -> int:
 def sample_index(position: int, size: int, seed: int) -> int:
     """Return which of ``size`` images stands at a global position: every epoch is a new permutation."""
     epoch, within = divmod(position, size)
-    key = _mix_int(_mix_int(seed + int(Purpose.ORDER)) + epoch)
-    return permuted(within, size, key)
+    return permuted(within, size, key(seed, Purpose.ORDER, epoch))
+
+
+def key(seed: int, purpose: Purpose, *parts: int) -> int:
+    """Return a 64-bit key of a permutation."""
+    mixed = _mix_int(seed + int(purpose))
+    for part in parts:
+        mixed = _mix_int(mixed + part)
+    return mixed
 
 
 def _mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -43,6 +43,7 @@ class StepSettings:
     weight_decay: float
     momentum: float
     teacher_temp: float
+    backbone_lr_mult: float = 1.0
 
 
 class Schedules:
@@ -58,6 +59,8 @@ class Schedules:
         steps = plan.teacher_temp_warmup_steps
         self._temp_warmup = CosineSchedule(self._temp, self._temp, steps, warmup=steps, start=warm)
         self._frozen = plan.freeze_last_layer_steps
+        self._heads_alone = 0 if config.start is None else config.start.head_warmup_steps
+        self._backbone_warmup = max(1, plan.warmup_steps)
 
     def at(self, step: int) -> StepSettings:
         """Return the values of a zero-based step."""
@@ -68,4 +71,11 @@ class Schedules:
             weight_decay=self._decay(step),
             momentum=self._momentum(step),
             teacher_temp=self._temp_warmup(step),
+            backbone_lr_mult=self._backbone_lr_mult(step),
         )
+
+    def _backbone_lr_mult(self, step: int) -> float:
+        """Return 0 while heads learn alone, then a linear rise to 1."""
+        if not self._heads_alone:
+            return 1.0
+        return min(1.0, max(0, step - self._heads_alone + 1) / self._backbone_warmup)

@@ -3,6 +3,8 @@
 ``curation.dinov2.tensors`` hides which way was taken, so that a checkpoint fits any number of processes.
 """
 
+import os
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -13,9 +15,28 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from curation.dinov2.config import TrainConfig
+from curation.dinov2.model import Block
 from curation.dinov2.network import Network
 from curation.dinov2.tensors import placed
 from curation.dinov2.world import World
+from curation.errors import TrainError
+
+
+def prepare(networks: Iterable[Network], config: TrainConfig) -> None:
+    """Set how blocks run, before the networks are wrapped.
+
+    Raises:
+        TrainError: Blocks are to be compiled, and there is no compiler.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "g++", "clang++")
+    if config.compile and not any(map(shutil.which, compilers)):
+        raise TrainError("compile: PyTorch needs a C++ compiler, such as g++; install one, or set compile to false")
+    for network in networks:
+        network.backbone.recomputes = config.activation_checkpointing
+        for block in network.backbone.blocks if config.compile else ():
+            if isinstance(block, Block):
+                block.compile_forward()
 
 
 def cut(networks: Iterable[Network], world: World, device: torch.device) -> None:

@@ -12,18 +12,29 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 
-from curation.dinov2 import colour, export, sharing
+from curation.dinov2 import colour, export, phases, sharing
 from curation.dinov2.centring import Centrings
-from curation.dinov2.checkpoint import Checkpoints, Identity, Progress, differences, flattened, write_tensors
+from curation.dinov2.checkpoint import (
+    Best,
+    Checkpoints,
+    Identity,
+    ManifestShare,
+    Progress,
+    differences,
+    flattened,
+    write_tensors,
+)
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.data import Batch, Batches, ManifestImages
+from curation.dinov2.data import Batch, Batches, open_manifests, shares
+from curation.dinov2.device import device_of, peak_memory_bytes
+from curation.dinov2.event_files import EventFiles
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
@@ -31,17 +42,27 @@ from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, object
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
+from curation.dinov2.watch import Watch
 from curation.dinov2.world import World
 from curation.errors import TrainError
 
 # Settings that change no weight but by rounding: a run may go on with others.
 FREE_SETTINGS = (
+    "activation_checkpointing",
     "checkpoint.",
+    "data.manifests",  # what they hold, and their weights, are compared instead of their paths
+    "compile",
     "data.micro_batches",
     "data.prefetch_batches",
     "data.workers",
+    "distillation.teacher",  # where it lies; its digest is compared
+    "losses.chunk_rows",
+    "monitors.",
     "optim.max_nonfinite_steps",
     "parallel",
+    "ray.",
+    "start.backbone",
+    "start.run",
 )
 
 _log = logging.getLogger(__name__)
@@ -69,7 +90,7 @@ class TrainResult:
 
 
 def train(
-    manifest: str,
+    manifest: str | None,
     config: TrainConfig,
     output: Path,
     *,
@@ -84,7 +105,7 @@ def train(
     weights of an uninterrupted one, to the bit.
 
     Args:
-        manifest: Path or fsspec URL of a manifest (``curation.schema.MANIFEST``).
+        manifest: Path or fsspec URL of a manifest (``curation.schema.MANIFEST``); None: those of ``data.manifests``.
         config: Settings.
         output: Folder for checkpoints, log and ``teacher.safetensors``; on a local disk.
         resume: Go on from the newest checkpoint in ``output``; starts anew in a folder that is empty or not there.
@@ -96,15 +117,19 @@ def train(
         TrainError: If the manifest cannot be used, the folder holds another run, or losses stay non-finite.
         DiskFullError: If a checkpoint does not fit; earlier ones stay.
     """
-    target = _device(device)
+    target = device_of(device)
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
-        dataset = ManifestImages(manifest, config.data.max_image_bytes)
-        batches = Batches(dataset, config, world)
-        if world.rank == 0:
-            _open(output, config, dataset.digest, resume)
-        world.wait()
+        manifests = open_manifests(manifest, config)
+        batches = Batches(manifests, config, world)
+        trained_on = [
+            ManifestShare(images.digest, len(images), share)
+            for images, share in zip(manifests, shares(manifests, config), strict=True)
+        ]
+        with world.together():
+            if world.rank == 0:
+                _open(output, config, trained_on, resume)
         run = _Run(config, target, world, output)
         run.restore()
         if run.progress.step < config.schedule.steps:
@@ -115,20 +140,9 @@ def train(
             world.leave()
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
-        raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
-    return device
-
-
-def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:
+def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:
     checkpoints = Checkpoints(output, config.checkpoint.keep)
-    identity = Identity(flattened(config.model_dump(mode="json")), digest)
+    settings = flattened(config.model_dump(mode="json"))
     if output.exists() and not output.is_dir():
         raise TrainError(f"{output}: is not a folder; give another one")
     used = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
@@ -138,18 +152,32 @@ def _open(output: Path, config: TrainConfig, digest: str, resume: bool) -> None:
     if used and before is None:
         raise TrainError(f"{output}: holds no training run to resume; give another folder")
     if before is not None:
-        if before.manifest_digest != digest:
+        if before.manifests != manifests:
+            was, now = (", ".join(map(str, found)) for found in (before.manifests, manifests))
             raise TrainError(
-                f"{output}: was trained on manifest {before.manifest_digest}, but this one is {digest}; "
-                "resume with the same manifest, or give another folder"
+                f"{output}: was trained on manifest {was}, but this one is {now}; "
+                "resume with the same manifests and weights, or give another folder"
             )
-        changed = differences(before.settings, identity.settings, FREE_SETTINGS)
+        changed = differences(before.settings, settings, FREE_SETTINGS)
         if changed:
             raise TrainError(
                 f"{output}: was started with other settings ({'; '.join(changed)}); "
                 "resume with the same ones, or give another folder"
             )
-    checkpoints.start(identity)
+    sources = phases.sources(config, has_begun=checkpoints.newest_digest() is not None)
+    if before is not None:
+        _same_sources(output, before.sources, sources)
+        sources = {**before.sources, **sources}
+    checkpoints.start(Identity(settings, manifests, sources))
+
+
+def _same_sources(output: Path, before: dict[str, str], now: dict[str, str]) -> None:
+    for name in before.keys() & now.keys():
+        if before[name] != now[name]:
+            raise TrainError(
+                f"{output}: was started with another {name} ({before[name][:12]}, now {now[name][:12]}); "
+                "resume with the same one, or give another folder"
+            )
 
 
 class _Run:
@@ -164,9 +192,13 @@ class _Run:
         self._output = output
         self._saved: Path | None = None
         student, teacher = student_and_teacher(config)
+        guide = phases.guide(config)
         self._student, self._teacher = student.to(device), teacher.to(device)
+        self._guide = self._teacher if guide is None else guide.to(device)  # whose answers are targets
+        networks = list(dict.fromkeys((self._student, self._teacher, self._guide)))
+        sharing.prepare(networks, config)
         if world.size > 1 and config.parallel == "fsdp":
-            sharing.cut((self._student, self._teacher), world, device)
+            sharing.cut(networks, world, device)
         self._learner: nn.Module = self._student
         if world.size > 1 and config.parallel == "ddp":
             self._learner = sharing.copied(self._student, device)
@@ -174,11 +206,14 @@ class _Run:
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
+        self._watch = Watch(config, device)
+        self._aside_s = 0.0  # that the latest step spent on what is no training
 
     def restore(self) -> None:
-        """Take over the newest checkpoint, if there is one."""
+        """Take over the newest checkpoint; where there is none, what the run is to begin with."""
         newest = self._checkpoints.newest()
         if newest is None:
+            phases.begin(self._config, self._student, self._teacher, self._centrings)
             return
         progress, tensors, path = newest
         try:
@@ -189,6 +224,7 @@ class _Run:
         except (RuntimeError, KeyError) as error:
             raise TrainError(f"{path}: does not fit these settings: {error}") from error
         self.progress, self._saved = progress, path
+        self._watch.recall(self._output / "log.jsonl", progress.step)
         _log.info("going on from %s", path)
 
     def go(
@@ -201,24 +237,52 @@ class _Run:
         num_steps = self._config.schedule.steps
         started = time.perf_counter()
         is_first = self._world.rank == 0
-        with StepLog(self._output / "log.jsonl", self.progress.step) if is_first else nullcontext() as log:
-            for parts in batches.between(self.progress.step, num_steps):
+        with ExitStack() as files:
+            logs = list(self._logs()) if is_first else []
+            for log in logs:
+                files.enter_context(log)
+            for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
-                report.figures["images_per_s"] = self._config.data.batch_size / max(now - started, 1e-9)
+                seconds = max(now - started - self._aside_s, 1e-9)
+                report.figures["images_per_s"] = self._config.data.batch_size / seconds
+                report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
-                if log is not None:
+                for log in logs:
                     log.write(report)
-                if on_step is not None and is_first:
-                    on_step(report)
+                if is_first:
+                    (on_step or _say)(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
-                if stopping or report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0:
-                    self._save()
+                is_best = self._is_best(report)
+                is_due = report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0
+                if stopping or is_best or is_due:
+                    self._save(is_best)
                     started = time.perf_counter()
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
                     return
+
+    def _logs(self) -> Iterator[StepLog | EventFiles]:
+        yield StepLog(self._output / "log.jsonl", self.progress.step)
+        if self._config.monitors.tensorboard:
+            yield EventFiles(self._output / "tensorboard", self.progress.step)
+
+    def _encoded(self, x_N3HW: Tensor) -> Tensor:
+        """Return the teacher's class tokens, by way of the whole network: its parts may lie in other processes."""
+        with torch.no_grad(), self._precision():
+            answers: Answers = self._teacher([x_N3HW], None, None)
+        return answers.cls_ND
+
+    def _read(self, batches: Batches) -> Iterator[list[Batch]]:
+        """Yield the batches that are left; where one cannot be read, what was learned so far is saved first."""
+        try:
+            yield from batches.between(self.progress.step, self._config.schedule.steps)
+        except TrainError:
+            # Several processes save together or not at all, and the others may have read theirs.
+            if self._world.size == 1 and self.progress.step:
+                self._save(is_best=False)
+            raise
 
     def result(self) -> TrainResult:
         """Say where the run stands."""
@@ -226,7 +290,7 @@ class _Run:
             raise TrainError(f"{self._output}: no checkpoint was written")
         teacher = self._output / "teacher.safetensors"
         if self._any(self._world.rank == 0 and not teacher.exists()):  # deleted since: the checkpoint has all of it
-            self._write_teacher()
+            self._write_teacher(teacher.name)
         losses = {name: value for name, value in (self.progress.last or {}).items() if name.startswith("loss")}
         return TrainResult(
             steps=self.progress.step,
@@ -243,7 +307,10 @@ class _Run:
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():
-            targets, figures = teacher_targets(self._teacher, inputs, now.teacher_temp, config.losses, self._centrings)
+            watchers = self._world if self._watch.is_due(step + 1) else None
+            targets, figures = teacher_targets(
+                self._guide, inputs, now.teacher_temp, config.losses, self._centrings, watchers
+            )
         self._optimizer.zero_grad()
         for part_figures in self._backward(inputs, kept, targets):
             for name, value in part_figures.items():
@@ -277,6 +344,7 @@ class _Run:
                     if is_global and last == 0 and self._world.size > 1:
                         pulls = list(koleo_pulls([answers.cls_ND], self._world))
                     outcome = objective(answers, part, target, config, pulls[index])
+                del answers  # or their prototypes would be in memory as long as the activations
                 (outcome.total / len(inputs)).backward()  # type: ignore[no-untyped-call]
             yield {"loss": outcome.total.detach(), **outcome.parts, **outcome.monitors}
 
@@ -306,7 +374,11 @@ class _Run:
         num_replaced += before.num_replaced
         num_skipped = before.num_skipped + skipped
         figures |= {**vars(now), "replaced_images": float(num_replaced), "skipped_steps": float(num_skipped)}
-        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures)
+        began = time.perf_counter()
+        figures |= self._watch.knn_figures(step + 1, self._encoded)
+        self._aside_s = time.perf_counter() - began
+        warnings = self._watch.warnings(step + 1, figures)
+        report = StepReport(step + 1, self._config.schedule.steps, skipped, figures, warnings)
         self.progress = Progress(
             step=report.step,
             num_updates=self._optimizer.num_updates,
@@ -314,15 +386,17 @@ class _Run:
             skipped_in_a_row=before.skipped_in_a_row + 1 if skipped else 0,
             num_replaced=num_replaced,
             last=report.finite(),
+            best=before.best,
         )
         return report
 
     def _inputs(self, batch: Batch) -> Inputs:
         views = [
-            colour.augment(crops.to(self._device), plan.to(self._device), self._config.crops)
+            colour.augment(crops.to(self._device, non_blocking=True), plan, self._config.crops)
             for crops, plan in batch.crops
         ]
-        return Inputs.of(views, batch.mask_NP.to(self._device))
+        whole = self._config.distillation is not None
+        return Inputs.of(views, batch.mask_NP.to(self._device), every_patch=whole)
 
     def _stop_if_hopeless(self, report: StepReport) -> None:
         in_a_row = self.progress.skipped_in_a_row
@@ -335,24 +409,49 @@ class _Run:
                 "lower optim.base_lr, use precision float32, and resume from an earlier checkpoint"
             )
 
-    def _save(self) -> None:
-        networks = (("student", self._student), ("teacher", self._teacher))
-        tensors = {
-            f"{kind}/{name}": whole(value) for kind, network in networks for name, value in network.state_dict().items()
-        }
-        tensors |= {**self._optimizer.state(), **self._centrings.state()}
-        self._write_teacher()
-        self._saved = self._checkpoints.path(self.progress)
-        if self._world.rank == 0:
-            self._checkpoints.save(self.progress, tensors)
-        self._world.wait()
+    def _is_best(self, report: StepReport) -> bool:
+        """Return whether the metric that checkpoints are compared by is there and better than ever; remember it."""
+        metric, best = self._config.checkpoint.best_metric or "", self.progress.best
+        value = report.figures.get(metric, math.nan)
+        beaten = best is None or best.metric != metric or value > best.value
+        if not self._any(beaten and math.isfinite(value)):
+            return False
+        self.progress = replace(self.progress, best=Best(report.step, metric, value))
+        return True
 
-    def _write_teacher(self) -> None:
+    def _save(self, is_best: bool) -> None:
+        tensors = self._gathered()
+        self._write_teacher("teacher.safetensors")
+        if is_best:
+            self._write_teacher("teacher_best.safetensors")
+        self._saved = self._checkpoints.path(self.progress)
+        with self._world.together():
+            if self._world.rank == 0:
+                self._checkpoints.save(self.progress, tensors)
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Return the first process's checkpoint, on the CPU; a tensor at a time is put together on the device."""
+        networks = (("student", self._student), ("teacher", self._teacher))
+        held = {f"{kind}/{name}": value for kind, network in networks for name, value in network.state_dict().items()}
+        tensors = {}
+        for name, value in {**held, **self._optimizer.state(), **self._centrings.state()}.items():
+            full = whole(value)  # where it is in parts all processes must ask
+            if self._world.rank == 0:
+                tensors[name] = full.detach().cpu()
+        return tensors
+
+    def _write_teacher(self, name: str) -> None:
         backbone = self._teacher.backbone
         state = export.timm_state(backbone)  # of all processes
-        if self._world.rank == 0:
-            path = self._output / "teacher.safetensors"
-            write_tensors(path, state, export.metadata(backbone, self.progress.step))
+        with self._world.together():
+            if self._world.rank == 0:
+                write_tensors(self._output / name, state, export.metadata(backbone, self.progress.step))
+
+
+def _say(report: StepReport) -> None:
+    """Stand in for a caller that takes no reports: warnings must not be lost."""
+    for warning in report.warnings:
+        _log.warning("%s", warning)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

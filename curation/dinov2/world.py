@@ -1,6 +1,8 @@
 """The processes that train together, and which images of a step are whose."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -86,10 +88,26 @@ class World:
         distributed.all_gather(rows, x_N.contiguous())
         return torch.cat(rows)
 
-    def wait(self) -> None:
-        """Wait for all processes."""
-        if self.size > 1:
-            distributed.barrier()
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Run a part that one process may fail at: then all of them stop, and none waits for it.
+
+        Raises:
+            TrainError: Another process failed; its own error says why.
+        """
+        failed = True
+        num_failed = 0.0
+        try:
+            yield
+            failed = False
+        finally:  # whatever it was that failed: the others are waiting
+            if self.size > 1:
+                num_failed = float(self.sum(torch.tensor(float(failed), device=self._device())))
+        if num_failed:
+            raise TrainError("another process failed; its message says why")
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if "nccl" in distributed.get_backend() else "cpu")
 
 
 ALONE = World()

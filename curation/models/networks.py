@@ -77,6 +77,18 @@ def check(config: EmbedConfig) -> None:
         _sized(_created(config.model), config)
 
 
+def at_random(config: EmbedConfig, seed: int) -> Any:
+    """Return the network with the weights that training would begin with, for images of ``side_px``.
+
+    Raises:
+        WeightsError: As ``check``.
+    """
+    hub.prepare(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _sized(_created(config.model), config).eval()
+
+
 def has_class_token(network: Any) -> bool:
     """Whether the first of the network's tokens is a class token."""
     return getattr(network, "cls_token", None) is not None

@@ -13,11 +13,12 @@ from PIL import Image
 
 from curation.calibrate.dedup import Request, calibrate_dedup
 from curation.cli import main
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.edits import EDITS
 from curation.errors import InputError
 from curation.pipelines.context import Context
 from curation.pipelines.lvd142m import build_plan
+from curation.settings import parse
 from curation.store import Run
 
 torch = pytest.importorskip("torch")

@@ -9,12 +9,13 @@ import pytest
 
 from curation import schema
 from curation.cli import _STAGES
-from curation.config import RunConfig, Settings, parse
+from curation.config import RunConfig
 from curation.crawl.links import LINK_REASONS, PAGE_REASONS
 from curation.fingerprint import fingerprint
 from curation.pipelines.lvd142m import build_plan
 from curation.report.words import reason_text
 from curation.schema import Table
+from curation.settings import Settings, parse
 
 PACKAGE = Path(importlib.import_module("curation").__file__).parent
 SET = {"inputs": [{"kind": "folder", "path": "images"}]}

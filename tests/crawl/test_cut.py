@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 import pytest
 
 from curation import schema
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.crawl.cut import cut
 from curation.crawl.links import Link, to_table
 from curation.crawl.merge import with_hashes
+from curation.settings import parse
 
 
 def config(rows, host_spread=4):

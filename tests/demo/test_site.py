@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 from PIL import Image
 
-from curation.config import RunConfig, load
+from curation.config import RunConfig
 from curation.demo.broken import broken_files
 from curation.demo.edits import EDITS
 from curation.demo.site import build_site
@@ -14,6 +14,7 @@ from curation.demo.sources import SOURCES, Region, cell_region, regions
 from curation.demo.truth import MINIMUM, Truth, check
 from curation.demo.truth import load as load_truth
 from curation.errors import InputError
+from curation.settings import load
 
 pytest.importorskip("skimage", reason="the demo's photos come with scikit-image")
 pytest.importorskip("sklearn", reason="the demo's photos come with scikit-learn")

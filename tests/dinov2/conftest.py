@@ -31,6 +31,7 @@ SMALL = {
         "teacher_temp_warmup_steps": 4,
     },
     "data": {"batch_size": 4},
+    "monitors": {"every_steps": 1},
     "checkpoint": {"every_steps": 3, "keep": 2},
 }
 

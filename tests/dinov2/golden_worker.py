@@ -12,10 +12,17 @@ from torch import distributed
 from curation.dinov2 import losses
 from curation.dinov2.centring import RunningCentre, SinkhornKnopp
 from curation.dinov2.objective import Inputs
+from curation.dinov2.scores import Projected, Scores
 from curation.dinov2.world import World
 
 rank, store, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
-TEMPERATURE, STUDENT = 0.05, 0.1
+TEMPERATURE, STUDENT, CHUNK_ROWS = 0.05, 0.1, 4
+
+
+def scores(scores_NK):
+    return Scores(Projected(scores_NK, torch.eye(scores_NK.shape[1])), CHUNK_ROWS)
+
+
 torch.set_num_threads(1)
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 world = World.join(torch.device("cpu"))
@@ -28,19 +35,25 @@ for kind, prototypes in (("dino", 48), ("ibot", 40)):
         for step in (0, 1):
             if name == "center":
                 found[f"{kind}/center/center_used_{step}"] = centre.value_K
-            p = centring.assign(given[f"{kind}/teacher_logits_{step}"], TEMPERATURE)
+            p = centring.assign(scores(given[f"{kind}/teacher_logits_{step}"]), TEMPERATURE)
+            eye = torch.eye(prototypes)
             if kind == "dino":
                 student = given[f"dino/student_local_{step}"].clone().requires_grad_()
-                loss = losses.dino_local_loss(p.view(2, 3, prototypes), student, STUDENT)
+                crops = Projected(torch.cat([torch.zeros(6, prototypes), student]), eye)
+                views = p.split([3, 3])
+                total, _, local = losses.dino_loss(crops, views, STUDENT, CHUNK_ROWS)
+                pairs = 2 + 2 * len(student) // 3  # the published local loss is not divided by them
+                total, loss = total * pairs, local * pairs
             else:
                 masks = given["ibot/masks"].bool()
                 weight = Inputs.of([], masks).weight_M
                 student = given[f"ibot/student_logits_{step}"].clone().requires_grad_()
-                loss = losses.ibot_loss(p, student, weight, len(masks), STUDENT)
-            loss.backward()
+                loss = losses.ibot_loss(Projected(student, eye), p, weight, len(masks), STUDENT, CHUNK_ROWS)
+                total = loss
+            total.backward()
             centring.update()
             found |= {
-                f"{kind}/{name}/teacher_prob_{step}": p,
+                f"{kind}/{name}/teacher_prob_{step}": p.rows(),
                 f"{kind}/{name}/loss_{step}": loss.detach(),
                 f"{kind}/{name}/grad_{step}": student.grad,
             }

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curation.dinov2 import export, names
+from curation.dinov2 import export, names, published
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.train import train
@@ -19,7 +19,7 @@ SHAPE = {"dim": 24, "depth": 2, "heads": 2, "patch_px": 14, "layer_scale": 0.5}
 def conditioned(side_px=224, **changes):
     """Return a backbone whose every weight matters, and its settings."""
     model = ModelConfig(**{**SHAPE, **changes})
-    config = TrainConfig(model=model, crops={"global_px": side_px})
+    config = TrainConfig(model=ModelConfig(**SHAPE), crops={"global_px": side_px})
     torch.manual_seed(0)
     backbone = VisionTransformer(model, side_px).eval().requires_grad_(False)
     for parameter in backbone.parameters():
@@ -33,7 +33,8 @@ def image(side_px):
 
 def shapes():
     return pytest.mark.parametrize(
-        ("registers", "ffn", "side_px"), [(0, "mlp", 224), (4, "mlp", 224), (4, "swiglu", 224), (0, "mlp", 518)]
+        ("registers", "ffn", "side_px"),
+        [(0, "mlp", 224), (4, "mlp", 224), (4, "swiglu", 224), (0, "mlp", 518), (4, "mlp", 518)],
     )
 
 
@@ -54,11 +55,19 @@ def test_timm_agrees(tmp_path, registers, ffn, side_px, shown_px):
     assert tuple(theirs.pretrained_cfg["mean"]) == config.crops.mean
 
 
-@shapes()
-@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(
+    ("registers", "ffn", "side_px", "antialias"),
+    [
+        (0, "mlp", 224, True),
+        (0, "mlp", 224, False),
+        (0, "mlp", 518, True),
+        (0, "mlp", 518, False),
+        (4, "mlp", 224, True),
+        (4, "swiglu", 224, True),
+        (4, "mlp", 518, True),
+    ],
+)
 def test_transformers_agrees(tmp_path, registers, ffn, side_px, antialias):
-    if registers and not antialias:
-        pytest.skip("models with registers always antialias there")
     torchvision_shim.prepare()
     transformers = pytest.importorskip("transformers")
     backbone, config = conditioned(side_px, registers=registers, ffn=ffn, pos_embed_antialias=antialias)
@@ -73,11 +82,57 @@ def test_transformers_agrees(tmp_path, registers, ffn, side_px, antialias):
         torch.testing.assert_close(tokens[:, 1 + registers :], ours.patches_NPD, rtol=0, atol=1e-5)
 
 
-def test_an_offset_that_transformers_does_not_know_is_refused(tmp_path):
-    backbone, config = conditioned(pos_embed_offset=0.1)
+def test_what_transformers_would_resize_otherwise_is_refused(tmp_path):
+    for changes, reason in (
+        ({"pos_embed_offset": 0.1}, "knows no offset"),
+        ({"registers": 4, "pos_embed_antialias": False}, "always antialiases where there are registers"),
+    ):
+        backbone, config = conditioned(**changes)
+        with pytest.raises(TrainError, match=reason):
+            export.export_transformers(backbone, config, 3, tmp_path)
 
-    with pytest.raises(TrainError, match="knows no offset"):
-        export.export_transformers(backbone, config, 3, tmp_path)
+
+def test_timm_takes_no_other_size_where_it_would_resize_otherwise(tmp_path):
+    torchvision_shim.prepare()
+    import timm
+
+    backbone, config = conditioned(56, pos_embed_antialias=False)
+    export.export_timm(backbone, config, 3, tmp_path)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+
+    torch.testing.assert_close(theirs(image(56)), backbone([image(56)])[0].cls_ND, rtol=0, atol=1e-5)
+    with pytest.raises(AssertionError, match="doesn't match model"):
+        theirs(image(112))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_file_may_be_for_images_of_another_size(tmp_path):
+    backbone, config = conditioned(224, registers=4)
+    export.export_torchscript(export.at_size(backbone, 518), config, 3, tmp_path / "model.pt")
+    cls_ND, _ = torch.jit.load(tmp_path / "model.pt")(image(518))
+
+    torch.testing.assert_close(cls_ND, backbone([image(518)])[0].cls_ND, rtol=0, atol=1e-5)
+    with pytest.raises(TrainError, match="must be a multiple of the patch, 14"):
+        export.at_size(backbone, 500)
+
+
+@pytest.mark.parametrize("kind", ["timm", "transformers"])
+def test_other_numbers_of_channels_and_sides_that_differ_agree_too(tmp_path, kind):
+    torchvision_shim.prepare()
+    import timm
+    import transformers
+
+    backbone, config = conditioned(224, channels=5, registers=4)
+    export.FORMATS[kind](backbone, config, 3, tmp_path)
+    x = torch.randn(2, 5, 112, 266, generator=torch.Generator().manual_seed(0))
+    if kind == "timm":
+        tokens = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval().forward_features(x)
+    else:
+        tokens = transformers.AutoModel.from_pretrained(tmp_path).eval()(x).last_hidden_state
+    ours = backbone([x])[0]
+
+    torch.testing.assert_close(tokens[:, 0], ours.cls_ND, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tokens[:, 5:], ours.patches_NPD, rtol=0, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
@@ -128,7 +183,7 @@ def test_blocks_in_chunks_are_numbered_through(tmp_path):
     save_file(state, tmp_path / "chunked.safetensors")
     other, _ = conditioned(56)
     other.pos_embed.zero_()
-    export.load_weights(other, tmp_path / "chunked.safetensors")
+    published.load_weights(other, tmp_path / "chunked.safetensors")
 
     assert other.pos_embed.equal(backbone.pos_embed)
 
@@ -137,7 +192,7 @@ def test_position_embeddings_are_resized_to_another_grid(tmp_path):
     backbone, _ = conditioned(56)
     save_file(backbone.state_dict(), tmp_path / "model.safetensors")
     larger, _ = conditioned(112)
-    export.load_weights(larger, tmp_path / "model.safetensors")
+    published.load_weights(larger, tmp_path / "model.safetensors")
 
     torch.testing.assert_close(larger.pos_embed, backbone.positions(8, 8))
 
@@ -149,7 +204,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
     for name, reason in (("model", "another network"), ("no", "cannot be read"), ("missing", "cannot be read")):
         with pytest.raises(TrainError, match=reason):
-            export.load_weights(conditioned(56)[0], tmp_path / f"{name}.safetensors")
+            published.load_weights(conditioned(56)[0], tmp_path / f"{name}.safetensors")
 
 
 def test_a_runs_backbone_is_read_from_its_newest_checkpoint(manifest, settings, tmp_path):

@@ -13,13 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from curation.dinov2 import colour, crops, losses, masks, optim
-from curation.dinov2.centring import Centrings, RunningCentre
+from curation.dinov2.centring import Centrings, RunningCentre, SinkhornKnopp
 from curation.dinov2.config import HeadConfig, ModelConfig, TrainConfig
 from curation.dinov2.heads import ProjectionHead
 from curation.dinov2.model import Kept, VisionTransformer
 from curation.dinov2.network import Network, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, objective, teacher_targets
 from curation.dinov2.schedules import CosineSchedule, Schedules, StepSettings
+from curation.dinov2.scores import Projected, Scores
 
 _DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 GOLDEN = _DATA.parent / "reference" / "dinov2_golden"
@@ -40,6 +41,14 @@ def close(actual, expected, relative):
     assert worst <= relative * max(expected.abs().max().item(), 1e-30), f"off by {worst}"
 
 
+CHUNK_ROWS = 8  # every sum over rows is of several chunks
+
+
+def scores_of(scores_NK):
+    """Return scores that are known as such: every prototype is an axis."""
+    return Scores(Projected(scores_NK, torch.eye(scores_NK.shape[1])), CHUNK_ROWS)
+
+
 def file_config(name):
     with safe_open(GOLDEN / name, "pt") as file:
         return json.loads(file.metadata()["config"])
@@ -54,22 +63,37 @@ def loss_data():
     return load_file(GOLDEN / "losses.safetensors"), file_config("losses.safetensors")
 
 
+def dino_terms(views, whole, local, temperature):
+    """Return DINO's losses unscaled, and the gradients they have alone, of student scores.
+
+    The published losses take the teacher's views as they are stored, ours swaps them for the global crops.
+    """
+    student = torch.cat([whole, local]).requires_grad_()
+    projected = Projected(student, torch.eye(student.shape[1]))
+    loss, global_part, local_part = losses.dino_loss(projected, views[::-1], temperature, CHUNK_ROWS)
+    loss.backward()
+    pairs = 2 + 2 * len(local) // len(views[0])
+    close(global_part + local_part, loss, 1e-6)
+    grad_whole, grad_local = student.grad.split([len(whole), len(local)])
+    return global_part * pairs / 2, local_part * pairs, grad_whole * pairs / 2, grad_local * pairs
+
+
+def check_dino(data, out, step, assignment, temperature):
+    views = assignment.split([6, 6])
+    student = (data[f"in/dino/student_{kind}_{step}"] for kind in ("global", "local"))
+    found = dino_terms(views, *student, temperature)
+    for name, value in zip(("loss_global", "loss_local", "grad_global", "grad_local"), found, strict=True):
+        close(value, data[f"out/dino/{out}/{name}_{step}"], 2e-6)
+
+
 @pytest.mark.parametrize("step", [0, 1])
 def test_dino_losses_and_gradients(loss_data, step):
     data, config = loss_data
-    teacher = data[f"in/dino/teacher_logits_{step}"]
-    p_VBK = losses.sinkhorn_knopp(teacher, config["dino_teacher_temp"][step]).view(2, 6, 64)
-    local = data[f"in/dino/student_local_{step}"].clone().requires_grad_()
-    whole = data[f"in/dino/student_global_{step}"].clone().requires_grad_()
-    local_loss = losses.dino_local_loss(p_VBK, local, config["student_temp"])
-    global_loss = losses.dino_global_loss(p_VBK.flatten(0, 1), whole, config["student_temp"])
-    (local_loss + global_loss).backward()
+    teacher = scores_of(data[f"in/dino/teacher_logits_{step}"])
+    p = SinkhornKnopp(3).assign(teacher, config["dino_teacher_temp"][step])
 
-    close(p_VBK, data[f"out/dino/sk/teacher_prob_{step}"], 5e-6)  # in logarithms: measured 4.7e-6 from the reference
-    close(local_loss, data[f"out/dino/sk/loss_local_{step}"], 2e-6)
-    close(global_loss, data[f"out/dino/sk/loss_global_{step}"], 2e-6)
-    close(local.grad, data[f"out/dino/sk/grad_local_{step}"], 2e-6)
-    close(whole.grad, data[f"out/dino/sk/grad_global_{step}"], 2e-6)
+    close(p.rows(), data[f"out/dino/sk/teacher_prob_{step}"], 5e-6)  # in logarithms: measured 4.7e-6 from the reference
+    check_dino(data, "sk", step, p, config["student_temp"])
 
 
 def test_softmax_centring_of_class_tokens(loss_data):
@@ -77,38 +101,38 @@ def test_softmax_centring_of_class_tokens(loss_data):
     centre = RunningCentre(64, config["center_momentum"], torch.device("cpu"))
     for step in (0, 1):
         close(centre.value_K, data[f"out/dino/center/center_used_{step}"], 2e-6)
-        p_NK = centre.assign(data[f"in/dino/teacher_logits_{step}"], config["dino_teacher_temp"][step])
-        local = data[f"in/dino/student_local_{step}"].clone().requires_grad_()
-        whole = data[f"in/dino/student_global_{step}"].clone().requires_grad_()
-        local_loss = losses.dino_local_loss(p_NK.view(2, 6, 64), local, config["student_temp"])
-        global_loss = losses.dino_global_loss(p_NK, whole, config["student_temp"])
-        (local_loss + global_loss).backward()
-        centre.update()
+        p = centre.assign(scores_of(data[f"in/dino/teacher_logits_{step}"]), config["dino_teacher_temp"][step])
 
-        close(p_NK, data[f"out/dino/center/teacher_prob_{step}"], 2e-6)
-        close(local_loss, data[f"out/dino/center/loss_local_{step}"], 2e-6)
-        close(global_loss, data[f"out/dino/center/loss_global_{step}"], 2e-6)
-        close(local.grad, data[f"out/dino/center/grad_local_{step}"], 2e-6)
-        close(whole.grad, data[f"out/dino/center/grad_global_{step}"], 2e-6)
+        close(p.rows(), data[f"out/dino/center/teacher_prob_{step}"], 2e-6)
+        check_dino(data, "center", step, p, config["student_temp"])
+        centre.update()
     close(centre.value_K, data["out/dino/center/center_final"], 2e-6)
+
+
+def check_ibot(data, out, step, assignment, config):
+    rows, crops_masks = config["n_masked"], data["in/ibot/masks"].bool()
+    weight = Inputs.of([], crops_masks).weight_M
+    student = data[f"in/ibot/student_logits_{step}"].clone().requires_grad_()
+    projected = Projected(student[:rows], torch.eye(student.shape[1]))
+    loss = losses.ibot_loss(projected, assignment, weight, len(crops_masks), config["student_temp"], CHUNK_ROWS)
+    loss.backward()
+
+    close(weight, data["in/ibot/masks_weight"], 1e-7)
+    close(loss, data[f"out/ibot/{out}/loss_{step}"], 2e-6)
+    close(student.grad, data[f"out/ibot/{out}/grad_{step}"], 2e-6)
 
 
 def test_softmax_centring_of_patches(loss_data):
     data, config = loss_data
-    rows, crops_masks = config["n_masked"], data["in/ibot/masks"].bool()
-    inputs = Inputs.of([], crops_masks)
     centre = RunningCentre(48, config["center_momentum"], torch.device("cpu"))
     for step in (0, 1):
         close(centre.value_K, data[f"out/ibot/center/center_used_{step}"], 2e-6)
-        p = centre.assign(data[f"in/ibot/teacher_logits_{step}"][:rows], config["ibot_teacher_temp"][step])
-        student = data[f"in/ibot/student_logits_{step}"].clone().requires_grad_()
-        loss = losses.ibot_loss(p, student[:rows], inputs.weight_M, len(crops_masks), config["student_temp"])
-        loss.backward()
-        centre.update()
+        teacher = scores_of(data[f"in/ibot/teacher_logits_{step}"][: config["n_masked"]])
+        p = centre.assign(teacher, config["ibot_teacher_temp"][step])
 
-        close(p, data[f"out/ibot/center/teacher_prob_{step}"], 2e-6)
-        close(loss, data[f"out/ibot/center/loss_{step}"], 2e-6)
-        close(student.grad, data[f"out/ibot/center/grad_{step}"], 2e-6)
+        close(p.rows(), data[f"out/ibot/center/teacher_prob_{step}"], 2e-6)
+        check_ibot(data, "center", step, p, config)
+        centre.update()
     close(centre.value_K, data["out/ibot/center/center_final"], 2e-6)
 
 
@@ -118,17 +142,11 @@ def test_ibot_loss_and_gradients(loss_data, variant, step):
     data, config = loss_data
     rows = config["n_masked"]
     teacher = data[f"in/ibot/teacher_logits_{step}"]
-    p = losses.sinkhorn_knopp(teacher[:rows] if variant == "sk" else teacher, config["ibot_teacher_temp"][step])
-    student = data[f"in/ibot/student_logits_{step}"].clone().requires_grad_()
-    masks = data["in/ibot/masks"].bool()
-    inputs = Inputs.of([], masks)
-    loss = losses.ibot_loss(p[:rows], student[:rows], inputs.weight_M, len(masks), config["student_temp"])
-    loss.backward()
+    teacher = scores_of(teacher[:rows] if variant == "sk" else teacher)
+    p = SinkhornKnopp(3).assign(teacher, config["ibot_teacher_temp"][step])
 
-    close(inputs.weight_M, data["in/ibot/masks_weight"], 1e-7)
-    close(p, data[f"out/ibot/{variant}/teacher_prob_{step}"], 5e-6)
-    close(loss, data[f"out/ibot/{variant}/loss_{step}"], 2e-6)
-    close(student.grad, data[f"out/ibot/{variant}/grad_{step}"], 2e-6)
+    close(p.rows(), data[f"out/ibot/{variant}/teacher_prob_{step}"], 5e-6)
+    check_ibot(data, variant, step, p.split([rows])[0], config)
 
 
 def test_losses_on_two_ranks(tmp_path):
@@ -176,7 +194,7 @@ def test_head_outputs_and_gradients(name):
     )
     head.load_state_dict(under(data, f"in/{name}/state/"))
     x = data["in/input"].clone().requires_grad_()
-    output = head(x)
+    output = head(x).scores()
     output.backward(data[f"in/{name}/grad_output"])
 
     close(output, data[f"out/{name}/output"], 5e-6)
@@ -259,7 +277,7 @@ def test_backbone_gradients(backbone):
 STEP_VARIANTS = ["centering_shared", "sk_separate", "sk_separate_koleo_reg4", "sk_shared_droppath"]
 
 
-def step_networks(name):
+def step_networks(name, chunk_rows=1024):
     data, c = load_file(GOLDEN / f"step_{name}.safetensors"), file_config(f"step_{name}.safetensors")
     config = TrainConfig.model_validate(
         {
@@ -277,6 +295,7 @@ def step_networks(name):
             "losses": {
                 "koleo_weight": c["koleo_loss_weight"],
                 "student_temp": c["student_temp"],
+                "chunk_rows": chunk_rows,
                 "centring": "softmax" if c["centering"] == "centering" else "sinkhorn_knopp",
             },
             "optim": {
@@ -317,9 +336,10 @@ def tolerance_of(step):
     return (1e-5, 1e-5) if step == 0 else (3e-4, 5e-6)
 
 
+@pytest.mark.parametrize("chunk_rows", [1024, 16])
 @pytest.mark.parametrize("name", STEP_VARIANTS)
-def test_two_whole_training_steps(name):
-    data, c, config, student, teacher, centrings = step_networks(name)
+def test_two_whole_training_steps(name, chunk_rows):
+    data, c, config, student, teacher, centrings = step_networks(name, chunk_rows)
     optimizer = optim.Optimizer(student, config.optim)
     sure = {parameter: torch.ones_like(value, dtype=torch.bool) for parameter, value in student.named_parameters()}
     for step, now in enumerate(c["steps"]):
@@ -335,8 +355,9 @@ def test_two_whole_training_steps(name):
 
         tolerance, loss_tolerance = tolerance_of(step)
         close(inputs.masked_M, given["mask_indices"], 0)
-        close(targets.dino_VBK.flip(0), expected["mid/teacher_prob_dino"], tolerance)
-        close(targets.ibot_MK, expected["mid/teacher_prob_ibot"], tolerance)
+        swapped = torch.stack([view.rows() for view in targets.dino[::-1]])
+        close(swapped, expected["mid/teacher_prob_dino"], tolerance)
+        close(targets.ibot.rows(), expected["mid/teacher_prob_ibot"], tolerance)
         close(outcome.total, expected["total_loss"], loss_tolerance)
         close(sum(outcome.parts.values()), expected["total_loss"], loss_tolerance)
         for parameter, value in student.named_parameters():
@@ -482,15 +503,16 @@ def test_colour_operations_are_within_two_grey_levels():
     assert checked == 18
 
 
-def test_crops_are_equal_to_the_bit():
-    from PIL import Image
+def test_crops_are_within_one_grey_level():
 
     data = load_file(GOLDEN / "augment_ops.safetensors")
-    image = Image.fromarray(data["in/image_uint8_60x80"].permute(1, 2, 0).numpy())
+    image = data["in/image_uint8_60x80"].permute(1, 2, 0).numpy()
     for top, left, height, width in [(7, 11, 41, 53), (3, 5, 14, 18)]:
         ours = crops.resized(image, (left, top, left + width, top + height), 32)
         expected = data[f"out/crop_t{top}_l{left}_h{height}_w{width}_to32"].numpy()
-        np.testing.assert_array_equal(ours, expected)
+        difference = np.abs(ours.astype(int) - expected)
+        assert difference.max() <= 1
+        assert difference.mean() <= 0.2
 
 
 def test_network_parameters_have_the_published_names():

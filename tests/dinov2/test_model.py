@@ -9,6 +9,7 @@ from curation.dinov2 import export
 from curation.dinov2.config import ModelConfig
 from curation.dinov2.model import Kept, VisionTransformer
 from curation.dinov2.network import kept_rows, student_and_teacher, update_teacher
+from curation.errors import DimensionError
 from curation.models import torchvision_shim
 
 TINY = {"dim": 24, "depth": 2, "heads": 2, "patch_px": 8, "layer_scale": 0.5}
@@ -19,10 +20,13 @@ def images(*sizes):
     return [torch.randn(2, 3, height, width, generator=generator) for height, width in sizes]
 
 
-@pytest.mark.parametrize(("arch", "millions"), [("tiny", 5.7), ("small", 22.1), ("base", 86.6), ("large", 304.4)])
+@pytest.mark.parametrize(
+    ("arch", "millions"), [("tiny", 5.7), ("small", 22.1), ("base", 86.6), ("large", 304.4), ("giant", 1136.5)]
+)
 def test_each_size_has_the_published_number_of_parameters(arch, millions):
     with torch.device("meta"):
-        model = VisionTransformer(ModelConfig(arch=arch, patch_px=14), 518)
+        ffn = "swiglu" if arch == "giant" else "mlp"
+        model = VisionTransformer(ModelConfig(arch=arch, patch_px=14, ffn=ffn), 518)
     count = sum(p.numel() for name, p in model.named_parameters() if name != "mask_token")
 
     assert count / 1e6 == pytest.approx(millions, rel=0.03)
@@ -34,6 +38,31 @@ def test_a_non_square_image_is_encoded():
 
     assert features.patches_NPD.shape == (2, 10, 24)
     assert features.registers_NRD.shape == (2, 3, 24)
+
+
+def test_images_that_do_not_fit_the_patches_or_channels_are_refused():
+    model = VisionTransformer(ModelConfig(**TINY, channels=2), 32)
+
+    assert model([torch.zeros(1, 2, 8, 24)])[0].patches_NPD.shape == (1, 3, 24)
+    for shape in ((1, 3, 16, 16), (1, 2, 16, 20)):
+        with pytest.raises(DimensionError, match="must have 2 channels and sides that are multiples of 8 pixels"):
+            model([torch.zeros(shape)])
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_chosen_tokens_are_those_of_the_whole_forward_pass(drops):
+    model = VisionTransformer(ModelConfig(**TINY, registers=3), 16)
+    views = images((16, 16), (8, 16))
+    masks = [torch.tensor([[True, False, False, True], [False] * 4]), None]
+    one, both = Kept(torch.tensor([1]), 2.0), Kept(torch.tensor([0, 1]), 1.0)
+    kept = [[(one, both), (both, one)], [(both, one), (one, one)]] if drops else None
+    patches = torch.tensor([0, 3, 6])
+
+    whole = model(views, masks, kept)
+    cls_ND, chosen_MD = model.chosen(views, masks, kept, patches)
+    torch.testing.assert_close(cls_ND, torch.cat([features.cls_ND for features in whole]))
+    torch.testing.assert_close(chosen_MD, whole[0].patches_NPD.flatten(0, 1)[patches])
+    assert model.chosen(views, masks, kept, None)[1].shape == (0, 24)
 
 
 def test_the_mask_token_hides_a_patch():

@@ -11,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from curation.config import dump, load
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
+from curation.settings import dump, load
 
 REPO = Path(__file__).parents[2]
-TIMES = {"images_per_s"}
+TIMES = {"images_per_s", "peak_memory_gb"}
 
 
 def lines(output):
@@ -175,6 +177,53 @@ def test_the_newest_checkpoints_are_kept(uninterrupted):
     assert names == [f"step_{step:08d}.{kind}" for step in (6, 8) for kind in ("json", "safetensors")]
 
 
+def test_the_best_checkpoint_is_kept_beside_the_newest(manifest, settings, tmp_path):
+    changes = {"checkpoint": {"every_steps": 2, "keep": 1, "best_metric": "rank"}}
+    done = []
+    for resume in (False, True):  # what is best survives an interruption
+        train(
+            manifest,
+            settings(**changes),
+            tmp_path,
+            resume=resume,
+            device="cpu",
+            on_step=done.append,
+            should_stop=lambda: len(done) == 5,
+        )
+    best = max(done, key=lambda report: report.figures["rank"])
+
+    kept = {path.name for path in (tmp_path / "checkpoints").glob("*.safetensors")}
+    assert kept == {f"step_{step:08d}.safetensors" for step in (best.step, 8)}
+    tensors = load_file(tmp_path / "checkpoints" / f"step_{best.step:08d}.safetensors")
+    teacher = load_file(tmp_path / "teacher_best.safetensors")
+    assert teacher["norm.weight"].equal(tensors["teacher/backbone.norm.weight"])
+    newest = json.loads((tmp_path / "checkpoints/step_00000008.json").read_text())
+    assert newest["progress"]["best"] == {"step": best.step, "metric": "rank", "value": best.figures["rank"]}
+    assert newest["sample_cursor"] == 8 * 4
+    assert [source["digest"] for source in newest["manifests"]] == ["ab" * 32]
+
+
+@pytest.mark.parametrize("reading", ["ranged", "streaming"])
+def test_a_mixture_resumes_to_the_bit_wherever_its_manifests_are(make_manifest, settings, jpegs, tmp_path, reading):
+    def config(folder, weight=1.0):
+        entries = [
+            {"path": str(tmp_path / folder / name / "manifest/manifest.parquet"), "weight": weight}
+            for name, weight in (("a", 3.0), ("b", weight))
+        ]
+        data = {"batch_size": 4, "manifests": entries, "reading": reading, "chunk_images": 3, "window_chunks": 2}
+        return settings(data=data, schedule__steps=4)
+
+    make_manifest(tmp_path / "here" / "a", jpegs[:8], digest=b"aa" * 32)
+    make_manifest(tmp_path / "here" / "b", jpegs[8:], digest=b"bb" * 32)
+    whole = train(None, config("here"), tmp_path / "whole", resume=False, device="cpu")
+    train(None, config("here"), tmp_path / "parts", resume=False, device="cpu", should_stop=lambda: True)
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(TrainError, match=r"weight 1\), but this one is .*weight 2\)"):
+        train(None, config("there", 2.0), tmp_path / "parts", resume=True, device="cpu")
+
+    assert_same_run(whole, train(None, config("there"), tmp_path / "parts", resume=True, device="cpu"))
+
+
 def test_every_line_of_the_log_is_complete(uninterrupted):
     log = lines(uninterrupted.log.parent)
 
@@ -255,6 +304,28 @@ def test_a_missing_tar_is_named(make_manifest, settings, jpegs, tmp_path):
         train(str(manifest), settings(), tmp_path / "run", resume=False, device="cpu")
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tar_that_goes_missing_stops_the_run_and_loses_no_step(
+    make_manifest, settings, uninterrupted, jpegs, tmp_path, workers
+):
+    manifest = str(make_manifest(tmp_path / "data", jpegs))
+    tar, away = tmp_path / "data/images/00000001.tar", tmp_path / "away.tar"
+    config = settings(data__workers=workers, data__prefetch_batches=1)
+    done = []
+
+    def lose_the_tar(report):
+        done.append(report.step)
+        if report.step == 4:
+            tar.rename(away)
+
+    with pytest.raises(TrainError, match=r"00000001\.tar is not there; put it back beside the manifest"):
+        train(manifest, config, tmp_path / "run", resume=False, device="cpu", on_step=lose_the_tar)
+    assert (tmp_path / f"run/checkpoints/step_{done[-1]:08d}.json").exists()
+    away.rename(tar)
+
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path / "run", resume=True, device="cpu"))
+
+
 def test_another_manifest_is_not_resumed(make_manifest, manifest, settings, jpegs, tmp_path):
     train(manifest, settings(schedule__steps=2), tmp_path / "run", resume=False, device="cpu")
     other = str(make_manifest(tmp_path / "data", jpegs, digest=b"cd" * 32))
@@ -301,19 +372,75 @@ def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, sett
     assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
 
 
+def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings, tmp_path, monkeypatch):
+    calls = []
+
+    def with_nan(views, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            views[0][0, 0, 0, 0] = float("nan")
+        return inputs_of(views, *arguments, **options)
+
+    inputs_of = Inputs.of
+    monkeypatch.setattr(Inputs, "of", with_nan)
+    config = settings(losses={"centring": "softmax"}, checkpoint__every_steps=1, checkpoint__keep=8)
+    result = train(manifest, config, tmp_path, resume=False, device="cpu")
+    before, after = (load_file(tmp_path / f"checkpoints/step_{step:08d}.safetensors") for step in (2, 3))
+
+    assert [line["skipped"] for line in lines(tmp_path)] == [step == 2 for step in range(8)]
+    assert lines(tmp_path)[-1]["skipped_steps"] == 1
+    assert all(value.equal(after[name]) for name, value in before.items())
+    assert all(value.isfinite().all() for value in newest_tensors(result).values())
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterrupted, tmp_path):
+    (tmp_path / "my.yaml").write_text(dump(settings()))
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}  # as many as here
+    command = [sys.executable, "-c", SLOWLY, "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
+    command += ["--output", str(tmp_path / "run"), "--device", "cpu"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        first = json.loads(process.stderr.readline())
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+
+    assert first["step"] == 1
+    assert (process.returncode, "interrupted" in said) == (130, True)
+    assert list((tmp_path / "run/checkpoints").glob("*.safetensors"))
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path / "run", resume=True, device="cpu"))
+
+
+# The command, whose steps take as long as those of a larger model.
+SLOWLY = """
+import sys, time
+from curation import cli
+from curation.dinov2.train import Inputs
+inputs_of = Inputs.of
+Inputs.of = lambda *arguments, **options: time.sleep(0.5) or inputs_of(*arguments, **options)
+sys.exit(cli.main())
+"""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_one_clear_line_and_loses_nothing(manifest, settings, uninterrupted, tmp_path):
+@pytest.mark.parametrize("kind", ["json", "safetensors"])
+def test_a_full_disk_is_one_clear_line_and_loses_nothing(
+    manifest, settings, uninterrupted, tmp_path, monkeypatch, kind
+):
     marker = tmp_path / "checkpoints" / ".step_00000006.json.writing"
 
-    def fill_the_disk(report):
-        if report.step == 6:
-            marker.symlink_to("/dev/full")
+    def no_space(*_, **__):  # in the words of safetensors on a file system that is full
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(
-        DiskFullError, match=r"no space left for step_00000006\.json; free some and go on with --resume"
-    ):
+    def fill_the_disk(report):
+        if report.step == 6 and kind == "json":
+            marker.symlink_to("/dev/full")
+        elif report.step == 6:
+            monkeypatch.setattr("curation.dinov2.checkpoint.save_file", no_space)
+
+    with pytest.raises(DiskFullError, match=r"no space left for \S+; free some and go on with --resume"):
         train(manifest, settings(), tmp_path, resume=False, device="cpu", on_step=fill_the_disk)
+    monkeypatch.undo()
     assert not marker.is_symlink()
+    assert load_file(tmp_path / "checkpoints/step_00000003.safetensors")
     assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
 
 
@@ -325,6 +452,52 @@ def test_the_loss_goes_down_and_the_teacher_does_not_collapse(manifest, settings
 
     assert last < first - 0.1
     assert 0.1 * math.log(32) < log[-1]["teacher_entropy"] < 0.97 * math.log(32)
+
+
+def test_scores_in_chunks_give_the_losses_of_all_at_once(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(losses__chunk_rows=3), tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def test_activation_checkpointing_changes_nothing(manifest, settings, uninterrupted, tmp_path):
+    config = settings(activation_checkpointing=True)
+    assert_same_run(uninterrupted, train(manifest, config, tmp_path, resume=False, device="cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_give_the_losses_of_others(manifest, settings, uninterrupted, tmp_path, recompute):
+    config = settings(compile=True, activation_checkpointing=recompute)
+    train(manifest, config, tmp_path, resume=False, device="cpu")
+
+    assert_close_losses(tmp_path, uninterrupted)
+
+
+def test_blocks_are_not_compiled_without_a_compiler(manifest, settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+
+    with pytest.raises(
+        TrainError, match=r"needs a C\+\+ compiler, such as g\+\+; install one, or set compile to false"
+    ):
+        train(manifest, settings(compile=True), tmp_path / "run", resume=False, device="cpu")
+
+
+def assert_close_losses(output, result):
+    ours, theirs = lines(output), lines(result.log.parent)
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for name in other:
+            if name.startswith("loss"):
+                assert one[name] == pytest.approx(other[name], abs=1e-5), name
+
+
+def test_bfloat16_stays_near_float32(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(precision="bfloat16"), tmp_path, resume=False, device="cpu")
+    for one, other in zip(lines(tmp_path), lines(uninterrupted.log.parent), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.02)
 
 
 def test_the_demo_settings_are_valid():

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Event, Request, bring_up
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.publish import publish
+from curation.settings import parse
 from curation.store import Run
 
 SIDE_PX = 96

@@ -11,7 +11,7 @@ import yaml
 
 from curation import schema
 from curation.cli import main
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import InputError, StoreError
 from curation.pipelines.context import Context
 from curation.pipelines.discard import UNFINISHED, discard
@@ -19,6 +19,7 @@ from curation.pipelines.driver import Request
 from curation.pipelines.freshness import assess
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.units import Done
+from curation.settings import parse
 from curation.store import Run
 
 

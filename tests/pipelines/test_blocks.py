@@ -13,9 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation import config as settings
-from curation import schema
-from curation.config import RunConfig, parse
+from curation import schema, settings
+from curation.config import RunConfig
 from curation.errors import StageError
 from curation.fingerprint import fingerprint
 from curation.pipelines import blocks
@@ -27,6 +26,7 @@ from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.overview import overview
 from curation.pipelines.process_runner import ProcessRunner
 from curation.pipelines.units import Done, crawl_marker
+from curation.settings import parse
 from curation.store import Marker, Run
 
 ROWS = 40  # of a shard
@@ -342,7 +342,7 @@ def block_digests_of(done: list[Any]) -> set[tuple[str, int]]:
 
 _KILLED = """
 import sys
-from curation import config as settings
+from curation import settings
 from curation.config import RunConfig
 from curation.pipelines import blocks, work
 from curation.pipelines.context import Context

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import CorruptError
 from curation.pipelines import ingest
 from curation.pipelines.context import Context
@@ -12,6 +12,7 @@ from curation.pipelines.driver import Request, bring_up
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.process_runner import ProcessRunner
+from curation.settings import parse
 from curation.store import Run
 
 NUM_LISTS = 6

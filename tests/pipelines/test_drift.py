@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.overview import MAP_FILE, overview, report_data, write_report
+from curation.settings import parse
 from curation.store import Run
 
 data = pytest.importorskip("skimage.data")

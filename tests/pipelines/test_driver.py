@@ -12,13 +12,14 @@ import yaml
 
 import curation
 from curation import lease as lease_module
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import ConfigError, CorruptError, InputError, LeaseError, UsageError, WeightsError
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, StepStarted, Warned, bring_up, redo_cost
 from curation.pipelines.local_runner import LocalRunner
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.units import Done
+from curation.settings import parse
 from curation.stages.manifest import SUMMARY_KEY
 from curation.store import Run
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import CorruptError
 from curation.fingerprint import fingerprint
 from curation.pipelines import tallies
@@ -30,6 +30,7 @@ from curation.pipelines.thumbnails import THUMBNAIL_PX
 from curation.pipelines.units import crawl_marker
 from curation.pipelines.work import execute
 from curation.report.overview import CollectionOverview, Overview, StepOverview
+from curation.settings import parse
 from curation.store import Marker, Run
 from curation.tars import TarWriter
 

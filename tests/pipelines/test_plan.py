@@ -3,11 +3,12 @@
 import pyarrow as pa
 import pytest
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import ConfigError, InputError, PlanError, UsageError
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.plan import Plan, Step
 from curation.schema import REJECT_REASON, Table
+from curation.settings import parse
 
 LINKS = Table("links", pa.schema([("url", pa.string())]))
 SCORES = Table("scores", pa.schema([("score", pa.float32())]))

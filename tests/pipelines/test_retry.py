@@ -11,12 +11,13 @@ import yaml
 
 from curation import schema
 from curation.cli import main
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import CorruptError, UsageError
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Noted, Request
 from curation.pipelines.lvd142m import build_plan
 from curation.pipelines.overview import overview
+from curation.settings import parse
 from curation.store import Run
 
 RETRY = Request("fetch", retry=("http_5xx",))

@@ -4,12 +4,13 @@ import tarfile
 
 import pytest
 
-from curation.config import RunConfig, parse
+from curation.config import RunConfig
 from curation.errors import CorruptError
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request, StepStarted, Warned
 from curation.pipelines.purge import purge, rejected_but_stored
 from curation.pipelines.units import Done
+from curation.settings import parse
 from curation.store import Run
 
 FEATURES = ("fetch", "pca_hash", "nsfw", "faces", "sscd", "embed")

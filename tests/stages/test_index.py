@@ -144,7 +144,8 @@ def test_embeddings_of_two_encoders_are_refused(config, image, unit, built):
 
 
 def test_settings_that_a_flat_index_would_ignore_are_refused():
-    from curation.config import RunConfig, parse
+    from curation.config import RunConfig
+    from curation.settings import parse
 
     with pytest.raises(ConfigError, match="probes: a flat index has none"):
         parse(RunConfig, {"index": {"kind": "flat", "probes": 3}}, "a.yaml")

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import ImagesConfig, PcaHashConfig, parse
+from curation.config import ImagesConfig, PcaHashConfig
 from curation.errors import ConfigError, CorruptError, DimensionError, UsageError
 from curation.images import decode
+from curation.settings import parse
 from curation.stage import ImageRow
 from curation.stages.pca_hash import NUM_BITS, PcaHash, PcaHashStage, default_pca, fit, fit_model, quantised
 from curation.stages.small_grey import grey_thumbnail, small_grey

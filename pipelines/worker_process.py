@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,13 @@ class Spawner:
 
 
 def _serve(pipe: Connection, stop: Any, parent: int) -> None:
-    """Do units until the pipe closes."""
+    """Do units until the pipe closes, and leave at once: tearing libraries down takes a fifth of a second."""
+    with suppress(EOFError):
+        _do_units(pipe, stop, parent)
+    os._exit(0)
+
+
+def _do_units(pipe: Connection, stop: Any, parent: int) -> None:
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     leave_pandas_out()
@@ -105,10 +112,7 @@ def _serve(pipe: Connection, stop: Any, parent: int) -> None:
     from curation.pipelines.work import execute
     from curation.store import Run
 
-    try:
-        url, config, fence = pipe.recv()
-    except EOFError:
-        return
+    url, config, fence = pipe.recv()
     watch().enforce_deadlines()
     run = Run(url)
     run.fence = fence
@@ -116,10 +120,7 @@ def _serve(pipe: Connection, stop: Any, parent: int) -> None:
     plan = build_plan(parsed)
     step, context, rows = "", Context(run, parsed), _RowsDone(pipe)
     while True:
-        try:
-            unit, num_cores = pipe.recv()
-        except EOFError:
-            return
+        unit, num_cores = pipe.recv()
         if unit.step != step:  # let the model of the step before go
             step, context = unit.step, Context(run, parsed, stop.is_set)
             context.on_rows = rows.add

@@ -45,7 +45,7 @@ def workers(num_threads: int | None = None) -> Iterator["Workers"]:
 
 @contextmanager
 def blas_of_one_thread() -> Iterator[None]:
-    """Give BLAS, and LAPACK with it, one thread inside the block; with more, some of its results have other last bits."""
+    """Give BLAS, and LAPACK with it, one thread inside the block: with more, last bits of its results may differ."""
     with _blas().limit(limits=1, user_api="blas"):
         yield
 

@@ -195,7 +195,7 @@ def test_a_model_without_class_token_is_refused_before_anything_runs(features):
 def test_a_model_that_gives_no_tokens_of_patches_has_no_mean_of_them(timm, tmp_path):
     weights = _saved(timm.create_model("pit_ti_224", num_classes=0), tmp_path / "pit.safetensors")
 
-    with pytest.raises(WeightsError, match="no tokens of patches for embed.features pooled"):
+    with pytest.raises(WeightsError, match=r"no tokens of patches for embed\.features pooled"):
         ImageEncoder(EmbedConfig(model="pit_ti_224", features="pooled", batch_size=1), weights)
 
 

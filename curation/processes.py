@@ -1,5 +1,6 @@
-"""Processes of this machine: whether one still lives, and what ours need not load."""
+"""Processes of this machine: whether one still lives, where ours log, and what they need not load."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,11 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+
+def log_to_stderr(level: int) -> None:
+    """Log what is at least of a level, as every process of ours does."""
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")
 
 
 def leave_pandas_out() -> None:

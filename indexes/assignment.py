@@ -39,8 +39,15 @@ def workers(num_threads: int | None = None) -> Iterator["Workers"]:
     on it.
     """
     num_threads = num_threads or default_threads()  # before: to limit a BLAS on OpenMP is to limit Faiss as well
-    with _blas().limit(limits=1, user_api="blas"), Workers(num_threads) as found:
+    with blas_of_one_thread(), Workers(num_threads) as found:
         yield found
+
+
+@contextmanager
+def blas_of_one_thread() -> Iterator[None]:
+    """Give BLAS, and LAPACK with it, one thread inside the block: with more, last bits of its results may differ."""
+    with _blas().limit(limits=1, user_api="blas"):
+        yield
 
 
 class Workers:

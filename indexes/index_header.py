@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from curation.errors import CorruptError, CurationError
 from curation.indexes import array_files
 from curation.indexes.keys import Keys, check_keys
+from curation.indexes.npz import UNREADABLE
 from curation.indexes.quantizer import GRID, NUM_ENTRIES, Quantizer
 from curation.indexes.vectors import Vectors, blocks, check_shape, widen
 
@@ -102,16 +102,7 @@ def read(path: Path) -> Header:
             sizes_L = arrays["sizes"]
             probing = Probing(**about["probing"])
             crc32 = about["crc32"]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        BadZipFile,
-        AttributeError,
-        TypeError,
-        NotImplementedError,
-    ) as error:
+    except (*UNREADABLE, AttributeError) as error:
         raise CorruptError(f"{path}: not the header of an index: {error}") from error
     if not _fits(quantizer, sizes_L) or not _is_probing(probing) or not isinstance(crc32, int):
         raise CorruptError(f"{path}: not the header of an index: its entries do not fit together")

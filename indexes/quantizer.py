@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.errors import VectorError
+from curation.indexes.assignment import blas_of_one_thread
 from curation.indexes.compiled import compiled
 from curation.indexes.preselect import threads
 from curation.indexes.vectors import Rows, Singles, Vectors, blocks, widen
@@ -122,7 +123,9 @@ def train(
         raise VectorError("there is no vector to train an index on")
     num_pieces = 2 * code_bytes
     kept_dim = min(reduced_dim, vectors_TD.shape[1])
-    rotation_DE = _rotation(vectors_TD, kept_dim, -(-kept_dim // num_pieces) * num_pieces)
+    # Where the sample varies in fewer directions, which others come with them is a matter of last bits.
+    with blas_of_one_thread():
+        rotation_DE = _rotation(vectors_TD, kept_dim, -(-kept_dim // num_pieces) * num_pieces)
     points_TE = _projected(vectors_TD, rotation_DE.astype(np.float64), 0)
     centroids_LE = _centroids(points_TE, num_lists, num_threads)
     points_TE = points_TE[:_MAX_CODE_ROWS]

@@ -5,6 +5,7 @@ and imports its own meanwhile: this module itself imports next to nothing.
 """
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import CurationError
-from curation.processes import leave_pandas_out
+from curation.processes import leave_pandas_out, log_to_stderr
 
 if TYPE_CHECKING:
     from curation.pipelines.units import Unit
@@ -83,23 +84,25 @@ class Spawner:
 
     def _start(self) -> WorkerProcess:
         ours, theirs = self._processes.Pipe()
+        level = logging.getLogger().level
         process = self._processes.Process(
-            target=_serve, args=(theirs, self.stop, os.getpid()), name="curation-worker", daemon=True
+            target=_serve, args=(theirs, self.stop, os.getpid(), level), name="curation-worker", daemon=True
         )
         process.start()
         theirs.close()
         return WorkerProcess(process, ours)
 
 
-def _serve(pipe: Connection, stop: Any, parent: int) -> None:
+def _serve(pipe: Connection, stop: Any, parent: int, log_level: int) -> None:
     """Do units until the pipe closes, and leave at once: tearing libraries down takes a fifth of a second."""
     with suppress(EOFError):
-        _do_units(pipe, stop, parent)
+        _do_units(pipe, stop, parent, log_level)
     os._exit(0)
 
 
-def _do_units(pipe: Connection, stop: Any, parent: int) -> None:
+def _do_units(pipe: Connection, stop: Any, parent: int, log_level: int) -> None:
     _die_with(parent)
+    log_to_stderr(log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     leave_pandas_out()
     import yaml

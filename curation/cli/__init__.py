@@ -17,7 +17,7 @@ from curation.cli.options import Version, prefixed
 from curation.cli.runs import add_demo, add_run, add_upkeep
 from curation.cli.training import add_training
 from curation.errors import CurationError, UsageError
-from curation.processes import leave_pandas_out
+from curation.processes import leave_pandas_out, log_to_stderr
 
 _EXAMPLES = """examples:
   curate demo                                        see everything work on a small website
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin slow each other down on shared cores
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(name)s: %(message)s")
+    log_to_stderr(logging.INFO if options.verbose else logging.WARNING)
     try:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)

@@ -135,7 +135,10 @@ class ImageEncoder:
         if self._features != "pooled":
             parts.append(tokens_BPD[:, 0])
         if self._features != "cls":
-            parts.append(tokens_BPD[:, getattr(network, "num_prefix_tokens", 1) :].mean(dim=1))
+            patches_BPD = tokens_BPD[:, getattr(network, "num_prefix_tokens", 1) :]
+            if not patches_BPD.shape[1]:  # PiT gives its class token alone
+                raise RuntimeError(f"it has no tokens of patches for embed.features {self._features}")
+            parts.append(patches_BPD.mean(dim=1))
         # The norm behind the pooling, of models that have it there and none before it.
         norm = getattr(network, "fc_norm", None)
         return [part_BD if norm is None else norm(part_BD) for part_BD in parts]

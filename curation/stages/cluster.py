@@ -138,16 +138,11 @@ class ClusterStage:
         """
         path = centroids / CENTROIDS_FILE
         try:
-            found = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            found = np.array(array_files.mapped(path, "<f4"))
+        except (OSError, CorruptError) as error:
             raise CorruptError(f"{path}: not centroids: {error}") from error
-        if (
-            not isinstance(found, np.ndarray)
-            or found.dtype != np.float32
-            or found.ndim != 2
-            or not np.isfinite(found).all()
-        ):
-            raise CorruptError(f"{path}: not centroids: float32 rows of finite numbers are needed")
+        if not np.isfinite(found).all():
+            raise CorruptError(f"{path}: not centroids: they are not finite")
         self.centroids_KD: Singles = found
         self.tree = Tree.load(centroids / TREE_FILE)
         if len(self.tree.centroids[0]) != len(found):

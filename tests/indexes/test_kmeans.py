@@ -247,12 +247,14 @@ def test_partial_sums_survive_a_file(points, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Centroids, PartialSums])
-def test_a_file_that_was_cut_short_is_refused(kind, points, tmp_path):
+def test_a_file_that_was_cut_short_or_damaged_is_refused(kind, points, tmp_path):
     path = tmp_path / "state.npz"
     (Centroids(np.eye(3, dtype=np.float32)) if kind is Centroids else PartialSums.empty(3, 3)).save(path)
     kind.load(path)
     data = path.read_bytes()
-    for content in (b"", b"text", data[:-30], data[:40]):
+    entry = data.index(b"PK\x01\x02")  # of the directory; a flipped bit says that the array is encrypted
+    encrypted = data[: entry + 8] + b"\x01" + data[entry + 9 :]
+    for content in (b"", b"text", data[:-30], data[:40], encrypted):
         path.write_bytes(content)
         with pytest.raises(CorruptError, match="not"):
             kind.load(path)

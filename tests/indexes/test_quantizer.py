@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from curation.indexes import inverted_lists
 from curation.indexes.quantizer import GRID, nearest_lists, train
@@ -45,6 +46,15 @@ def test_the_directions_that_vary_most_are_kept(mixture):
     vectors[:, 7:15] = mixture.vectors(500, dim=8)
     quantizer = train(vectors, 4, 4, 8)
     assert np.abs(np.linalg.norm(quantizer.project(vectors), axis=1) - 1).max() < 3e-3
+
+
+def test_threads_of_blas_choose_no_direction_where_the_sample_has_too_few(mixture):
+    vectors = mixture.vectors(100, dim=640)
+    found = []
+    for num_threads in (1, 2):
+        with threadpool_limits(num_threads, "blas"):
+            found.append(train(vectors, 2, 43, 256))
+    assert found[0] == found[1]
 
 
 def test_codes_depend_on_no_batch(trained):

@@ -192,6 +192,13 @@ def test_a_model_without_class_token_is_refused_before_anything_runs(features):
         ImageEncoder(config, resolve("efficientnet-lite0"))
 
 
+def test_a_model_that_gives_no_tokens_of_patches_has_no_mean_of_them(timm, tmp_path):
+    weights = _saved(timm.create_model("pit_ti_224", num_classes=0), tmp_path / "pit.safetensors")
+
+    with pytest.raises(WeightsError, match=r"no tokens of patches for embed\.features pooled"):
+        ImageEncoder(EmbedConfig(model="pit_ti_224", features="pooled", batch_size=1), weights)
+
+
 def test_a_side_that_patches_do_not_divide_is_refused_with_the_nearest_that_they_do():
     with pytest.raises(WeightsError, match="patches of 14 pixels; use 224"):
         check(EmbedConfig(model="vit_small_patch14_dinov2.lvd142m", side_px=222))

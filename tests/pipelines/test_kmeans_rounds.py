@@ -1,6 +1,7 @@
 """Fits in rounds: over a run that holds nothing but the tables that the fit reads."""
 
 import errno
+import logging
 import os
 import signal
 import tempfile
@@ -201,6 +202,16 @@ def test_no_folder_for_temporary_files_is_said(points, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", none)
     with pytest.raises(StoreError, match="set TMPDIR"):
         fitted(planted(tmp_path, *points, 50), LocalRunner())
+
+
+def test_iterations_are_logged_by_the_process_that_does_them(points, expected, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(logging.getLogger(), "level", logging.INFO)
+    runner = ProcessRunner(1)
+
+    assert fitted(planted(tmp_path, *points, ROWS), runner) == expected
+
+    runner.close()
+    assert "curation.indexes.kmeans: k-means iteration 1: {'objective': 0." in capfd.readouterr().err
 
 
 def test_a_worker_that_is_killed_in_an_iteration_costs_its_part_alone(points, expected, tmp_path):

@@ -134,8 +134,16 @@ def test_a_tree_over_other_centroids_is_refused(axes):
 
 @pytest.mark.parametrize(
     "content",
-    [None, b"", b"no array", np.eye(3), np.ones(3, np.float32), np.full((2, 8), np.nan, np.float32)],
-    ids=["missing", "empty", "text", "float64", "one axis", "nan"],
+    [
+        None,
+        b"",
+        b"no array",
+        b"\x93NUMPY\x01\x00v\x00{'descr': (" + b" " * 104,
+        np.eye(3),
+        np.ones(3, np.float32),
+        np.full((2, 8), np.nan, np.float32),
+    ],
+    ids=["missing", "empty", "text", "header", "float64", "one axis", "nan"],
 )
 def test_a_file_that_holds_no_centroids_is_refused(content, tmp_path):
     if isinstance(content, bytes):

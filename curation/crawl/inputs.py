@@ -209,10 +209,17 @@ def _links(part: InputPart, source: InputConfig, config: RunConfig, report: Repo
 
 
 def _or_reason(part: InputPart, file: str, items: Iterable[T], report: Report) -> Iterator[T]:
-    """Yield items; a file that cannot be read up to its end is counted, unless it is all there is."""
+    """Yield items; a file that cannot be read up to its end is counted.
+
+    Raises:
+        InputError: It is all there is, and gives nothing, or it is remote: running again may give the rest.
+    """
+    is_started = False
     try:
-        yield from items
-    except (OSError, pa.ArrowException) as error:
-        if part.is_only:
+        for item in items:
+            is_started = True
+            yield item
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if part.is_only and (not is_started or is_remote(file)):
             raise InputError(f"{file}: cannot be read: {error}") from error
         report("file_unreadable")

@@ -43,7 +43,7 @@ def suffix_of(path: str) -> str:
     name = posixpath.basename(path.partition("?")[0] if is_remote(path) else path).lower()
     stem, suffix = posixpath.splitext(name)
     inner = posixpath.splitext(stem)[1]
-    return inner if suffix in (".gz", ".zst", ".lz4") and inner else suffix
+    return inner if suffix in (".gz", ".zst", ".lz4", ".bz2") and inner else suffix
 
 
 def files_of(path: str, suffixes: frozenset[str], what: str) -> list[str]:

@@ -225,6 +225,21 @@ def test_image_links_of_a_wat_file(tmp_path):
     assert counts == {"data_uri": 1, "page_http_404": 1, "record_damaged": 1}
 
 
+@pytest.mark.parametrize("odd", [b"\\ud83d", b"\xff"])
+def test_a_broken_character_costs_a_wat_record_nothing_else(tmp_path, odd):
+    links = [{"path": "IMG@/src", "url": "http://ODD.example/"}, {"path": "IMG@/src", "url": "/a.jpg"}]
+    data = wat("http://site.example/", links)
+    longer = len(odd) - len("ODD")
+    length = len(data.partition(b"\r\n\r\n")[2]) - 4
+    data = data.replace(b"ODD", odd).replace(b"Length: %d" % length, b"Length: %d" % (length + longer))
+    (tmp_path / "x.wat").write_bytes(data)
+
+    found, counts = read(tmp_path / "x.wat", "wat")
+
+    assert [link.url for link in found] == ["http://site.example/a.jpg"]
+    assert counts == {"bad_url": 1}
+
+
 REAL = {
     "example-bad-non-chunked.warc.gz": {"response": 1, "record_revisit": 1},
     "example-bad.warc.gz.bad": {"response": 2, "record_revisit": 1},

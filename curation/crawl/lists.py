@@ -184,7 +184,7 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
 
 def _delimiter(head: str, usual: str, source: InputConfig) -> str:
     """Return what splits a first line so that a cell is the URL column or a URL; the usual one where nothing does."""
-    for delimiter in (usual, *_DELIMITERS):
+    for delimiter in usual + _DELIMITERS:
         for cell in next(csv.reader([head], delimiter=delimiter)):
             if cell == source.url_column:
                 return delimiter

@@ -48,13 +48,6 @@ class Record:
         return [value for key, value in self.headers if key == name]
 
 
-_KINDS = {
-    int(WarcRecordType.response): "response",
-    int(WarcRecordType.resource): "resource",
-    int(WarcRecordType.metadata): "metadata",
-}
-
-
 def read_records(stream: BinaryIO, kinds: frozenset[str], max_bytes: int, report: Report) -> Iterator[Record]:
     """Yield the records of the kinds asked for.
 
@@ -62,8 +55,8 @@ def read_records(stream: BinaryIO, kinds: frozenset[str], max_bytes: int, report
         stream: An archive; it can seek.
         kinds: Of ``Record.kind``; ``revisit`` records are counted, whatever is asked for.
         max_bytes: Bodies are cut here.
-        report: Called with ``record_damaged`` for each place that cannot be read, ``record_truncated`` for each
-            record that ends before its announced length, and ``record_revisit``.
+        report: Called with ``record_damaged`` for each place that cannot be read and each record without a type,
+            ``record_truncated`` for each record that ends before its announced length, and ``record_revisit``.
 
     Raises:
         OSError: The stream itself, and not what is in it, cannot be read.
@@ -107,10 +100,13 @@ def _iterate(source: "_Watched", start: int) -> Iterator[Any]:
 
 
 def _read(record: Any, kinds: frozenset[str], max_bytes: int, report: Report) -> Record | None:
-    if record.record_type == WarcRecordType.revisit:
+    # As written: fastwarc finds the type only where the name of its header has the usual capitals.
+    kind = (record.headers.get("WARC-Type") or "").strip().lower()
+    if kind == "revisit":
         report("record_revisit")
         return None
-    kind = _KINDS.get(int(record.record_type), "")
+    if not kind.isalpha():  # missing, or lines that end otherwise and were taken for one value
+        report("record_damaged")
     if kind not in kinds:
         return None
     headers: tuple[tuple[str, str], ...] = ()

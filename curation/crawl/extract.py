@@ -16,7 +16,7 @@ from curation.crawl.tag_cost import refuse_costly
 from curation.crawl.urls import normalise
 from curation.errors import LinkError
 
-LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set")
+LAZY_SRCSET = ("data-srcset", "data-lazy-srcset", "data-original-set", "nitro-lazy-srcset")
 LAZY_SRC = (
     "data-src",
     "data-original",
@@ -29,6 +29,14 @@ LAZY_SRC = (
     "data-img-src",
     "data-image",
     "data-echo",
+    "data-lazyload",
+    "data-flickity-lazyload",
+    "data-pagespeed-lazy-src",
+    "data-ll-src",
+    "data-cfsrc",
+    "data-actualsrc",
+    "data-defer-src",
+    "nitro-lazy-src",
 )
 
 _CANDIDATE = re.compile(r"[\s,]*([^\s]+)")

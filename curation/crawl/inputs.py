@@ -20,7 +20,7 @@ from curation.crawl.links import Link, from_table, to_table
 from curation.crawl.lists import LIST_SUFFIXES, read_list, read_urls
 from curation.crawl.pages import HTML_SUFFIXES, read_html, read_warc, visit_pages
 from curation.crawl.sets import Report, list_folder, list_parquet, list_tar
-from curation.crawl.sources import files_of, is_remote, open_source, suffix_of
+from curation.crawl.sources import RemoteError, files_of, is_remote, open_source, suffix_of
 from curation.crawl.wat import read_wat
 from curation.errors import InputError
 from curation.local_files import expand
@@ -209,10 +209,17 @@ def _links(part: InputPart, source: InputConfig, config: RunConfig, report: Repo
 
 
 def _or_reason(part: InputPart, file: str, items: Iterable[T], report: Report) -> Iterator[T]:
-    """Yield items; a file that cannot be read up to its end is counted, unless it is all there is."""
+    """Yield items; a file that cannot be read up to its end is counted.
+
+    Raises:
+        InputError: It is all there is, and gives nothing, or stops to come: running again may give the rest.
+    """
+    is_started = False
     try:
-        yield from items
-    except (OSError, pa.ArrowException) as error:
-        if part.is_only:
+        for item in items:
+            is_started = True
+            yield item
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if part.is_only and (not is_started or isinstance(error, RemoteError)):
             raise InputError(f"{file}: cannot be read: {error}") from error
         report("file_unreadable")

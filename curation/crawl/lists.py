@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from itertools import chain, islice
 from typing import BinaryIO, TextIO, TypeVar
 
 import pyarrow as pa
@@ -29,7 +29,8 @@ URL_COLUMNS = ("image_url", "img_url", "imageurl", "photo_image_url", "url", "or
 
 _BATCH_ROWS = 20_000
 _MAX_LINE_CHARS = 1 << 16
-_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"BZ": "bz2"}
+_PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\x04\x22": "lz4", b"BZ": "bz2"}
+_DELIMITERS = ",;\t|"
 T = TypeVar("T", str, list[str])
 
 _URL = re.compile(r"\s*https?://", re.IGNORECASE)
@@ -106,15 +107,42 @@ def _of_parquet(path: str, name: str, source: InputConfig, row_groups: tuple[int
     # Without a stream buffer whole column chunks are held: a row group of a million captions.
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as parquet:
         schema = parquet.schema_arrow
-        texts = [
-            field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
-        column = _url_column(name, schema.names, texts, source)
-        kept = _kept(name, [field.name for field in schema if not _is_binary(field.type)], column, source)
+        fields = [field for field in schema if schema.names.count(field.name) == 1]  # others cannot be told apart
+        texts = [field.name for field in fields if _may_be_text(field.type)]
+        column = _url_column(name, [field.name for field in fields], texts, source)
+        kept = _kept(name, [field.name for field in fields if not _is_binary(field.type)], column, source)
         groups = None if row_groups is None else list(range(*row_groups))
         for batch in parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=[column, *kept]):
-            values = batch.column(column)
-            yield values.cast(pa.string()), {name: batch.column(name) for name in kept}
+            urls = batch.column(column)
+            urls = _decoded(urls) if _is_binary(urls.type) else _readable(urls).cast(pa.string())
+            yield urls, {name: _readable(batch.column(name)) for name in kept}
+
+
+def _readable(values: pa.Array) -> pa.Array:
+    """Return text that is UTF-8, and other values as they are: Parquet promises UTF-8, and writers break it."""
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if pa.types.is_string_view(values.type):
+        values = values.cast(pa.large_string())
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return values
+    try:
+        values.validate(full=True)
+    except pa.ArrowInvalid:
+        return _decoded(values.cast(pa.large_binary()))
+    return values
+
+
+def _decoded(values: pa.Array) -> pa.Array:
+    texts = (None if data is None else data.decode("utf-8", "replace") for data in values.to_pylist())
+    return pa.array(texts, pa.string())
+
+
+def _may_be_text(kind: pa.DataType) -> bool:
+    """Whether a column may be the URL's without being named in the settings; null is what writers make of no values."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(is_text or _is_binary(kind) or pa.types.is_null(kind))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
@@ -122,7 +150,11 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, report: Report) -> Iterator[Batch]:
-    rows = csv.reader(_lines(stream, report), delimiter=delimiter)
+    lines = _lines(stream, report)
+    head = next((line for line in lines if line.strip()), None)
+    if head is None:
+        return
+    rows = csv.reader(chain([head], lines), delimiter=_delimiter(head, delimiter, source))
     try:
         first = next(rows, [])
     except csv.Error as error:
@@ -150,6 +182,17 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
         )
 
 
+def _delimiter(head: str, usual: str, source: InputConfig) -> str:
+    """Return what splits a first line so that a cell is the URL column or a URL; the usual one where nothing does."""
+    for delimiter in usual + _DELIMITERS:
+        for cell in next(csv.reader([head], delimiter=delimiter)):
+            if cell == source.url_column:
+                return delimiter
+            if source.url_column is None and (cell.strip().lower() in URL_COLUMNS or _URL.match(cell)):
+                return delimiter
+    return usual
+
+
 def _rows(rows: Iterator[list[str]], first: list[str], place: int, report: Report) -> Iterator[list[str]]:
     if first:
         yield first
@@ -168,7 +211,17 @@ def _rows(rows: Iterator[list[str]], first: list[str], place: int, report: Repor
 
 
 def _chunks(rows: Iterator[T]) -> Iterator[list[T]]:
-    while batch := list(islice(rows, _BATCH_ROWS)):
+    """Yield batches; what was read before an error comes before it."""
+    while True:
+        batch: list[T] = []
+        try:
+            for row in islice(rows, _BATCH_ROWS):
+                batch.append(row)  # noqa: PERF402  # a list made at once would be lost with the error
+        except OSError:
+            yield batch
+            raise
+        if not batch:
+            return
         yield batch
 
 

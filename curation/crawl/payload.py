@@ -75,7 +75,7 @@ def _unpacked(body: bytes, encoding: str, max_bytes: int) -> tuple[bytes, bool]:
 
 
 def _inflated(body: bytes, window_bits: int, max_bytes: int) -> tuple[bytes, bool]:
-    """Inflate in small steps, so that what is before the damage is kept."""
+    """Inflate in small steps, so that what is before the damage is kept; gzip members follow each other."""
     inflate = zlib.decompressobj(window_bits)
     unpacked = bytearray()
     rest = memoryview(body)
@@ -86,6 +86,8 @@ def _inflated(body: bytes, window_bits: int, max_bytes: int) -> tuple[bytes, boo
                 waiting, rest = bytes(rest[:_STEP_BYTES]), rest[_STEP_BYTES:]
             unpacked += inflate.decompress(waiting, max_bytes - len(unpacked))
             waiting = inflate.unconsumed_tail
+            if inflate.eof and (inflate.unused_data + rest[:2].tobytes()).startswith(_GZIP):
+                waiting, inflate = inflate.unused_data, zlib.decompressobj(window_bits)
     except zlib.error:
         return bytes(unpacked), False
     return bytes(unpacked), inflate.eof or len(unpacked) >= max_bytes

@@ -32,6 +32,10 @@ _MAX_PAUSE_S = 30.0
 _BLOCK_BYTES = 1 << 20
 
 
+class RemoteError(OSError):
+    """A remote file does not come: the fault of who sends it, and not of what is in it."""
+
+
 def is_remote(path: str) -> bool:
     """Whether ``path`` is a URL of something that is not a local file."""
     found = _SCHEME.match(path)
@@ -43,7 +47,7 @@ def suffix_of(path: str) -> str:
     name = posixpath.basename(path.partition("?")[0] if is_remote(path) else path).lower()
     stem, suffix = posixpath.splitext(name)
     inner = posixpath.splitext(stem)[1]
-    return inner if suffix in (".gz", ".zst", ".lz4") and inner else suffix
+    return inner if suffix in (".gz", ".zst", ".lz4", ".bz2") and inner else suffix
 
 
 def files_of(path: str, suffixes: frozenset[str], what: str) -> list[str]:
@@ -154,7 +158,9 @@ class RemoteFile(io.RawIOBase):
         self._place += len(data)
         self._received += len(data)
         if self._received > self._config.max_download_bytes:
-            raise OSError(f"{self._url}: more than crawl.max_download_bytes = {self._config.max_download_bytes} bytes")
+            raise RemoteError(
+                f"{self._url}: more than crawl.max_download_bytes = {self._config.max_download_bytes} bytes"
+            )
         return len(data)
 
     def close(self) -> None:
@@ -168,18 +174,18 @@ class RemoteFile(io.RawIOBase):
                 return attempt()
             except urllib.error.HTTPError as error:
                 if error.code in _FINAL_STATUSES or number == self._config.input_attempts:
-                    raise OSError(f"{self._url}: the server answered {error.code} {error.reason}") from error
+                    raise RemoteError(f"{self._url}: the server answered {error.code} {error.reason}") from error
                 pause_s = _retry_after_s(error.headers)
             except (PermissionError, FileNotFoundError, InputError):
                 raise
             except (OSError, HTTPException) as error:
                 if number == self._config.input_attempts:
-                    raise OSError(f"{self._url}: {error or type(error).__name__}") from error
+                    raise RemoteError(f"{self._url}: {error or type(error).__name__}") from error
                 pause_s = None
             self._hang_up()
             backoff_s = self._config.input_backoff_s * 2 ** (number - 1) * random.uniform(0.5, 1.5)
             time.sleep(min(_MAX_PAUSE_S, backoff_s if pause_s is None else pause_s))
-        raise OSError(f"{self._url}: no attempt was allowed")
+        raise RemoteError(f"{self._url}: no attempt was allowed")
 
     def _read(self, num_bytes: int) -> bytes:
         if self._stream is None:
@@ -217,7 +223,7 @@ class RemoteFile(io.RawIOBase):
         if self._place and answer.status != 206:  # a server without ranges: read up to where we were
             self._skip(self._place)
         elif self._place and not answer.headers.get("Content-Range", "").startswith(f"bytes {self._place}-"):
-            raise OSError(f"{self._url}: the server sent another range than asked for")
+            raise RemoteError(f"{self._url}: the server sent another range than asked for")
 
     def _skip(self, num_bytes: int) -> None:
         while num_bytes:

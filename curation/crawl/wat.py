@@ -4,6 +4,7 @@ A record holds one page's links as JSON. Each ``IMG`` gives one link an attribut
 ``src`` and its ``srcset`` may both be there; ``<picture>`` is not told from its sources, which are left out.
 """
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -64,12 +65,19 @@ def _answer(record: Record, report: Report) -> Mapping[str, Any] | None:
     if b"HTTP-Response-Metadata" not in record.body:
         return None
     try:
-        tree = pydantic_core.from_json(record.body)
-    except ValueError:
+        tree = _parsed(record.body)
+    except (ValueError, RecursionError):
         report("record_damaged")
         return None
     found = _mapping(tree, "Envelope", "Payload-Metadata", "HTTP-Response-Metadata")
     return found or None
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return pydantic_core.from_json(body)
+    except ValueError:  # half a surrogate pair, or bytes of a page that are no UTF-8, need not cost its other links
+        return json.loads(body.decode("utf-8", "replace"))
 
 
 def _images(answer: Mapping[str, Any], page_url: str, token: str) -> PageImages:

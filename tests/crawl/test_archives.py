@@ -101,6 +101,17 @@ def test_what_is_no_page_is_counted_by_its_reason(tmp_path):
     }
 
 
+def test_the_names_of_record_headers_have_any_capitals_and_a_record_without_a_type_is_damage(tmp_path):
+    written = page("http://site.example/")
+    small = written.replace(b"WARC-Type: response", b"warc-type: Response")
+    of_other_lines = written.replace(b"\r\n", b"\n")
+    (tmp_path / "a.warc").write_bytes(small + written)
+    (tmp_path / "b.warc").write_bytes(of_other_lines)
+
+    assert len(read(tmp_path / "a.warc")[0]) == 2
+    assert read(tmp_path / "b.warc") == ([], {"record_damaged": 1})
+
+
 def test_damage_costs_the_record_that_it_is_in(tmp_path):
     filler = random.Random(0).randbytes(3000).hex().encode()
     records = [gzip.compress(page(f"http://site.example/{n}", b"<img src=%d.jpg>%b" % (n, filler))) for n in range(5)]
@@ -120,6 +131,7 @@ def test_damage_costs_the_record_that_it_is_in(tmp_path):
     [
         (gzip.compress(PAGE.encode()), ["Content-Encoding: gzip"]),
         (gzip.compress(PAGE.encode() * 99)[:-9], ["Content-Encoding: gzip"]),
+        (gzip.compress(b" " * 5000) + gzip.compress(PAGE.encode()), ["Content-Encoding: gzip"]),
         (PAGE.encode(), ["Content-Encoding: gzip"]),
         (PAGE.encode(), ["Content-Encoding: br"]),
         (pa.Codec("brotli").compress(PAGE.encode()).to_pybytes(), ["Content-Encoding: br"]),
@@ -211,6 +223,21 @@ def test_image_links_of_a_wat_file(tmp_path):
         ("lazy.jpg", "opt_out_noml"),
     ]
     assert counts == {"data_uri": 1, "page_http_404": 1, "record_damaged": 1}
+
+
+@pytest.mark.parametrize("odd", [b"\\ud83d", b"\xff"])
+def test_a_broken_character_costs_a_wat_record_nothing_else(tmp_path, odd):
+    links = [{"path": "IMG@/src", "url": "http://ODD.example/"}, {"path": "IMG@/src", "url": "/a.jpg"}]
+    data = wat("http://site.example/", links)
+    longer = len(odd) - len("ODD")
+    length = len(data.partition(b"\r\n\r\n")[2]) - 4
+    data = data.replace(b"ODD", odd).replace(b"Length: %d" % length, b"Length: %d" % (length + longer))
+    (tmp_path / "x.wat").write_bytes(data)
+
+    found, counts = read(tmp_path / "x.wat", "wat")
+
+    assert [link.url for link in found] == ["http://site.example/a.jpg"]
+    assert counts == {"bad_url": 1}
 
 
 REAL = {

@@ -27,6 +27,7 @@ HERE = "https://example.com/a/"
         ("<img src=blank.gif data-src=real.jpg>", ["real.jpg"]),
         ("<img src=blank.gif data-original=real.jpg>", ["real.jpg"]),
         ("<img src=blank.gif data-lazy-src=real.jpg>", ["real.jpg"]),
+        ("<img src=blank.gif data-lazyload=real.jpg>", ["real.jpg"]),
         ("<img src=blank.gif data-srcset='r1.jpg 1x, r2.jpg 2x'>", ["r2.jpg"]),
         ("<img srcset='data:image/gif;base64,AA 1w' data-srcset='r.jpg 9w'>", ["r.jpg"]),
         ("<img src='data:image/gif;base64,AA' data-src=real.jpg>", ["real.jpg"]),

@@ -1,5 +1,6 @@
 """What lists of URLs say besides the URL, and which column is the URL's."""
 
+import bz2
 import gzip
 import json
 from collections import Counter
@@ -104,6 +105,67 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_pa
 
     with pytest.raises(InputError, match="no column text; set columns to some of: url, caption"):
         read(tmp_path / "x.csv", columns=("text",))
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.csv", "\r\nURL;TEXT\r\n{0};a, b\r\n{1};c\r\n"),
+        ("x.csv", "\ufeffTEXT\tURL\na, b\t{0}\nc\t{1}"),
+        ("x.csv", "a, b|{0}\nc|{1}"),
+    ],
+)
+def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data):
+    (tmp_path / name).write_text(data.format(*URLS), encoding="utf-8", newline="")
+
+    links, counts = read(tmp_path / name)
+
+    assert [(link.url, "a, b" in link.extra) for link in links] == [(URLS[0], True), (URLS[1], False)]
+    assert counts == {}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("bz2", bz2.compress), ("lz4", lambda data: pa.Codec("lz4").compress(data).to_pybytes())]
+)
+def test_a_packed_csv_file_is_one_whatever_packs_it(tmp_path, suffix, pack):
+    (tmp_path / f"x.csv.{suffix}").write_bytes(pack(f"url,TEXT\n{URLS[0]},a".encode()))
+
+    assert [(link.url, link.extra) for link in read(tmp_path / f"x.csv.{suffix}")[0]] == [(URLS[0], '{"TEXT":"a"}')]
+
+
+def test_an_empty_csv_file_among_others_stops_nothing(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"")
+    (tmp_path / "b.csv").write_text(f"url\n{URLS[0]}")
+
+    assert [link.url for link in read(tmp_path / "*.csv")[0]] == URLS[:1]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())])
+def test_a_url_column_of_any_type_of_text_is_read(tmp_path, kind):
+    pq.write_table(pa.table({"URL": pa.array(URLS).cast(kind), "TEXT": URLS}), tmp_path / "x.parquet")
+
+    assert [link.url for link in read(tmp_path / "x.parquet")[0]] == URLS
+
+
+def test_text_that_is_no_utf8_and_a_column_without_values_cost_nothing_else(tmp_path):
+    not_utf8 = pa.Array.from_buffers(pa.string(), 2, pa.array([URLS[0].encode(), b"\xff"], pa.binary()).buffers())
+    pq.write_table(pa.table({"url": not_utf8, "TEXT": not_utf8}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"url": pa.nulls(2)}), tmp_path / "b.parquet")
+
+    links, counts = read(tmp_path / "*.parquet")
+
+    assert [(link.url, link.extra) for link in links] == [(URLS[0], f'{{"TEXT":"{URLS[0]}"}}')]
+    assert counts == {"bad_url": 1}
+
+
+def test_a_packed_list_that_is_all_there_is_may_be_cut_short(tmp_path):
+    urls = [f"http://site.example/{number * 7919 % 100_000}.jpg" for number in range(10_000)]
+    (tmp_path / "x.txt.gz").write_bytes(gzip.compress("\n".join(urls).encode())[:-4_000])
+
+    links, counts = read(tmp_path / "x.txt.gz")
+
+    assert len(links) > 5_000
+    assert counts == {"file_unreadable": 1}
 
 
 def test_a_packed_list_that_is_cut_short_gives_what_is_whole(tmp_path):

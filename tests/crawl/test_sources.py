@@ -200,3 +200,15 @@ def test_a_listing_is_read_from_its_mirror_and_lost_files_are_counted(server, tm
 def test_an_input_that_is_all_there_is_and_cannot_be_read_stops_the_crawl(server):
     with pytest.raises(InputError, match="404"):
         read(server, InputConfig(kind="warc", path=f"{server.url}/x.warc.gz"))
+
+
+def test_a_list_that_is_all_there_is_may_be_damaged_but_must_come_to_its_end(server):
+    lines = b"".join(b"http://site.example/%d.jpg\n" % number for number in range(80_000))
+    server.files = {"/x.txt.gz": gzip.compress(lines)[:-50_000], "/x.txt": lines}
+
+    links, counts = read(server, InputConfig(kind="urls", path=f"{server.url}/x.txt.gz"))
+
+    assert len(links) > 20_000
+    assert counts == {"file_unreadable": 1}
+    with pytest.raises(InputError, match="more than"):
+        read(server, InputConfig(kind="urls", path=f"{server.url}/x.txt"), max_download_bytes=1_500_000)

@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +19,20 @@ def leave_pandas_out() -> None:
         sys.meta_path.insert(0, _WithoutPandas())
 
 
-class _WithoutPandas(MetaPathFinder):
-    """Says that there is no pandas."""
+class _WithoutPandas(MetaPathFinder, Loader):
+    """Says that there is no pandas to who imports it, and nothing to who only asks where it is.
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is left out of this process", name=fullname)
+    ``torch._dynamo`` asks when the first optimiser is made, and an error would end the training. (None in
+    ``sys.modules`` would do for both, were it not that Cython, and so Arrow, takes it for the module.)
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname == "pandas" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        raise ModuleNotFoundError("pandas is left out of this process", name=spec.name)
 
 
 def start_time(pid: int) -> str | None:

@@ -20,19 +20,15 @@ def leave_pandas_out() -> None:
 
 
 class _WithoutPandas(MetaPathFinder, Loader):
-    """Says that there is no pandas to who imports it, and nothing to who only asks where it is.
-
-    ``torch._dynamo`` asks when the first optimiser is made, and an error would end the training. (None in
-    ``sys.modules`` would do for both, were it not that Cython, and so Arrow, takes it for the module.)
-    """
+    """Finds a pandas that cannot be imported: to look whether it is there, as PyTorch does, is no error."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname == "pandas" else None
 
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        raise ModuleNotFoundError("pandas is left out of this process", name=spec.name)
+    def exec_module(self, module: ModuleType) -> None:
+        raise ModuleNotFoundError("pandas is left out of this process", name=module.__name__)
 
 
 def start_time(pid: int) -> str | None:

@@ -1,6 +1,7 @@
 """The processes that train together, and which images of a step are whose."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, distributed
 
 from curation.errors import TrainError
+
+_LETTING_GO_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class World:
     def leave(self) -> None:
         """Part from the others."""
         if self.size > 1 and distributed.is_initialized():
+            # A thread of gloo may still need the interpreter to let go of the last tensor that was sent. The end of
+            # the group waits for that thread with the interpreter in hand: seen to hang four runs of nine.
+            time.sleep(_LETTING_GO_S)
             distributed.destroy_process_group()
 
     def parts(self, batch_size: int, micro_batches: int) -> list[range]:

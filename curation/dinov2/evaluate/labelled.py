@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.dinov2.evaluate.config import LabelledConfig
@@ -145,7 +144,8 @@ def _parquet_parts(config: LabelledConfig, needs_labels: bool) -> tuple[list[Par
     sets = [expand(path, _PARQUET, "parquet")[0] for path in paths]
     needs_split = config.test_path is None
     texts = [[_label_texts(file, config, needs_labels, needs_split) for file in files] for files in sets]
-    names = sorted({str(name) for found in texts for labels, _ in found for name in labels if name is not None})
+    given = {str(name) for part in texts for labels, _ in part for name in labels if name is not None}
+    names = sorted(given, key=_turn)
     place = {name: number for number, name in enumerate(names)}
     parts = []
     for files, found in zip(sets, texts, strict=True):
@@ -167,6 +167,12 @@ def _parquet_parts(config: LabelledConfig, needs_labels: bool) -> tuple[list[Par
                 "data.test_split"
             )
     return (halves if all(map(len, halves)) else parts * 2), names
+
+
+def _turn(name: str) -> tuple[bool, int, str]:
+    """Sort whole numbers by their value, and before names: as text 10 would come before 2."""
+    is_number = name.isdecimal()
+    return not is_number, len(name) if is_number else 0, name
 
 
 def _label_texts(
@@ -211,9 +217,6 @@ def _texts(parquet: pq.ParquetFile, column: str) -> npt.NDArray[np.object_]:
     values = parquet.read(columns=[column]).column(0)
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if pa.types.is_integer(values.type):  # as text 10 would come before 2
-        digits = max((len(str(value)) for value in pc.unique(values).to_pylist() if value is not None), default=1)
-        return np.array([None if v is None else f"{v:0{digits}d}" for v in values.to_pylist()], dtype=object)
     return np.array([None if value is None else str(value) for value in values.to_pylist()], dtype=object)
 
 

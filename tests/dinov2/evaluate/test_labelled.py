@@ -57,8 +57,19 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path, rows, write_parquet)
 
     found = opened(write_parquet(tmp_path / "n.parquet", numbered))
 
-    assert found.classes == tuple(f"{number:02d}" for number in range(12))
+    assert found.classes == tuple(str(number) for number in range(12))
     assert found.train.label_N.tolist() == [number % 12 for number in range(60)]
+
+
+def test_a_number_is_the_same_class_in_files_of_shorter_and_longer_ones(tmp_path, rows, write_parquet):
+    numbered = [{"image": row["image"], "label": number % 12} for number, row in enumerate(rows)]
+
+    found = opened(
+        write_parquet(tmp_path / "a.parquet", numbered[:12]),
+        test_path=str(write_parquet(tmp_path / "b.parquet", numbered[12:15])),
+    )
+
+    assert found.test.label_N.tolist() == found.train.label_N.tolist()[:3] == [0, 1, 2]
 
 
 def test_a_drawn_part_is_a_part_and_follows_from_the_seed(labelled_parquet):

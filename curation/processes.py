@@ -3,7 +3,8 @@
 import os
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +19,16 @@ def leave_pandas_out() -> None:
         sys.meta_path.insert(0, _WithoutPandas())
 
 
-class _WithoutPandas(MetaPathFinder):
-    """Says that there is no pandas."""
+class _WithoutPandas(MetaPathFinder, Loader):
+    """Finds a pandas that cannot be imported: to look whether it is there, as PyTorch does, is no error."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is left out of this process", name=fullname)
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname == "pandas" else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise ModuleNotFoundError("pandas is left out of this process", name=module.__name__)
 
 
 def start_time(pid: int) -> str | None:

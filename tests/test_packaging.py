@@ -16,7 +16,7 @@ LINKS = {"pipelines": "../pipelines", "indexes": "../indexes", "configs": "../co
 HEAVY = ("aiohttp", "faiss", "numba", "onnxruntime", "pandas", "pyarrow", "ray", "timm", "torch", "torchvision")
 MUST_HOLD = (
     "curation/__init__.py",
-    "curation/cli.py",
+    "curation/cli/__init__.py",
     "curation/py.typed",
     "curation/models.lock",
     "curation/pipelines/plan.py",

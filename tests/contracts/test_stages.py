@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from curation import schema
-from curation.cli import _STAGES
+from curation.cli.runs import STAGES
 from curation.config import RunConfig
 from curation.crawl.links import LINK_REASONS, PAGE_REASONS
 from curation.fingerprint import fingerprint
@@ -104,7 +104,7 @@ def test_weights_are_names_of_settings(step):
 
 
 def test_the_help_lists_the_stages_of_the_plan():
-    assert tuple(_STAGES.split()) == PLAN.stages
+    assert tuple(STAGES.split()) == PLAN.stages
 
 
 # -- every setting shapes an output, or is known not to -------------------------------------------------------------

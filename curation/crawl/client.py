@@ -42,6 +42,8 @@ _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 _FIRST_BACKOFF_S = 0.5
 # Bodies above body.LARGE_BYTES that are read at a time: they would fill the memory, and keep small ones waiting.
 _LARGE_BODIES_BYTES, _LARGE_BODIES = 512 << 20, 16
+# A look-up goes on when its link has met its deadline: names that nobody answers for must not take all the threads.
+_LOOKUPS_PER_REQUEST, _MAX_LOOKUPS = 4, 512
 # Short, because a crawl meets thousands of hosts a minute: idle connections would use up the file descriptors.
 _KEEPALIVE_S = 3.0
 
@@ -118,10 +120,11 @@ class Client:
         self._refuse_opt_out = refuse_opt_out
         self._policy = policy or UrlPolicy.load(config.policy)
         self._consent = Consent(config, self._read_well_known)
+        self._num_lookups = min(_MAX_LOOKUPS, _LOOKUPS_PER_REQUEST * config.concurrency)
         self._large = asyncio.Semaphore(max(2, min(_LARGE_BODIES, _LARGE_BODIES_BYTES // max_bytes)))
 
     async def __aenter__(self) -> Self:
-        self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        self._resolver = self._given_resolver or CheckedResolver(self._allow, num_threads=self._num_lookups)
         proxy = self._config.proxy
         # The only connections are then those to the proxy, wherever it is.
         self._connected = self._resolver if proxy is None else CheckedResolver(anything)

@@ -31,6 +31,7 @@ from curation.crawl.addresses import (
 )
 from curation.crawl.body import read_body
 from curation.crawl.consent import Consent
+from curation.crawl.framing import FramedConnector
 from curation.crawl.policy import UrlPolicy
 from curation.crawl.robots import MAX_ROBOTS_REDIRECTS
 from curation.crawl.urls import WebUrl, parse
@@ -41,6 +42,8 @@ _RETRIED_STATUSES = frozenset({429, 500, 502, 503, 504})
 _FIRST_BACKOFF_S = 0.5
 # Bodies above body.LARGE_BYTES that are read at a time: they would fill the memory, and keep small ones waiting.
 _LARGE_BODIES_BYTES, _LARGE_BODIES = 512 << 20, 16
+# A look-up goes on when its link has met its deadline: names that nobody answers for must not take all the threads.
+_LOOKUPS_PER_REQUEST, _MAX_LOOKUPS = 4, 512
 # Short, because a crawl meets thousands of hosts a minute: idle connections would use up the file descriptors.
 _KEEPALIVE_S = 3.0
 
@@ -117,14 +120,15 @@ class Client:
         self._refuse_opt_out = refuse_opt_out
         self._policy = policy or UrlPolicy.load(config.policy)
         self._consent = Consent(config, self._read_well_known)
+        self._num_lookups = min(_MAX_LOOKUPS, _LOOKUPS_PER_REQUEST * config.concurrency)
         self._large = asyncio.Semaphore(max(2, min(_LARGE_BODIES, _LARGE_BODIES_BYTES // max_bytes)))
 
     async def __aenter__(self) -> Self:
-        self._resolver = self._given_resolver or CheckedResolver(self._allow)
+        self._resolver = self._given_resolver or CheckedResolver(self._allow, num_threads=self._num_lookups)
         proxy = self._config.proxy
         # The only connections are then those to the proxy, wherever it is.
         self._connected = self._resolver if proxy is None else CheckedResolver(anything)
-        connector = aiohttp.TCPConnector(
+        connector = FramedConnector(
             resolver=self._connected,
             use_dns_cache=False,  # the resolver has its own, which also keeps refusals
             socket_factory=checked_socket(self._allow if proxy is None else anything),
@@ -219,7 +223,7 @@ class Client:
         self, answer: aiohttp.ClientResponse, url: WebUrl, heard: Heard, max_bytes: int | None
     ) -> Answer | WebUrl:
         heard.status = answer.status
-        heard.etag, heard.last_modified = answer.headers.get("ETag"), answer.headers.get("Last-Modified")
+        heard.etag, heard.last_modified = _header(answer, "ETag"), _header(answer, "Last-Modified")
         if not 200 <= answer.status < 300 and answer.status not in _REDIRECTS:
             raise _status_error(answer)
         opt_out = self._consent.opt_out(answer.headers) if max_bytes is None else None
@@ -274,6 +278,16 @@ class RetryLaterError(LinkError):
         self.wait_s = wait_s
 
 
+def _header(answer: aiohttp.ClientResponse, name: str) -> str | None:
+    value = answer.headers.get(name)
+    return None if value is None else _text(value)
+
+
+def _text(sent: str) -> str:
+    """Return what a server wrote as text that can be stored: bytes that are no UTF-8 come as lone surrogates."""
+    return sent.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def _target(answer: aiohttp.ClientResponse, url: WebUrl) -> WebUrl:
     location = answer.headers.get("Location", "")
     if not location:
@@ -286,10 +300,11 @@ def _target(answer: aiohttp.ClientResponse, url: WebUrl) -> WebUrl:
 
 def _status_error(answer: aiohttp.ClientResponse) -> LinkError:
     reason = f"http_{answer.status}"
+    said = _text(answer.reason or "")
     if answer.status not in _RETRIED_STATUSES:
-        return LinkError(reason, answer.reason or "", answer.status)
+        return LinkError(reason, said, answer.status)
     wait_s = retry_after_s(answer.headers.get("Retry-After", ""))
-    return RetryLaterError(reason, answer.reason or "", answer.status, wait_s)
+    return RetryLaterError(reason, said, answer.status, wait_s)
 
 
 def backoff_s(attempt: int) -> float:

@@ -19,7 +19,7 @@ KINDS = {
     "mute": "timeout",  # takes the request and never says a word
     "endless": "too_large",
     "more": "timeout",  # announces more than it sends, and leaves the connection open
-    "less": "connect",  # announces less than it sends: the rest is no HTTP
+    "less": "truncated",  # announces less than it sends: the rest is no HTTP
     "bomb": "too_large",
     "loop": "too_many_redirects",
     "private": "policy_address",  # a redirect to where only this machine can go

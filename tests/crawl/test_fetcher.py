@@ -351,3 +351,20 @@ def test_truncation_shows_at_reduced_scale(site, settings, make_image, tmp_path,
 
     assert fetched.reject_reason == "truncated"
     assert ImagesConfig().min_side_px <= 400
+
+
+def test_names_that_nobody_answers_for_keep_no_others_from_being_looked_up(site, settings, monkeypatch):
+    look_up = socket.getaddrinfo
+
+    def slow(host, *args, **options):
+        if host.startswith("dead"):
+            time.sleep(3.0)  # longer than the deadline of its link
+        return look_up("127.0.0.1" if host.endswith(".example") else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    names = [f"{kind}{number}" for number in range(60) for kind in ("dead", "live")]
+    links = [Link(f"http://{name}.example:{site.port}/image/1.jpg") for name in names]
+
+    found = {names[r.index]: r.reject_reason for r in crawl.fetch(links, settings(concurrency=16, timeout_s=1.6))}
+
+    assert {reason for name, reason in found.items() if name.startswith("live")} == {None}

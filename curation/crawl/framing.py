@@ -13,7 +13,7 @@ from curation.errors import LinkError
 
 MAX_FRAMING_BYTES = 1 << 16  # beside as many as the body has
 MAX_ANSWERS = 32  # to one request: all but the last are interim
-_STEP_BYTES = 1 << 12  # parsed at a time, so that little is parsed in vain
+_STEP_BYTES = 1 << 15  # parsed at a time, so that little is parsed in vain; most images take one or two steps
 
 
 class FramedConnector(aiohttp.TCPConnector):

@@ -130,7 +130,7 @@ def test_a_killed_process_resumes_to_the_same_weights(manifest, settings, uninte
     config.write_text(dump(settings()))
     program = (
         "import sys, pathlib, time\n"
-        "from curation.config import load\n"
+        "from curation.settings import load\n"
         "from curation.dinov2.config import TrainConfig\n"
         "from curation.dinov2.train import train\n"
         "manifest, config, output = sys.argv[1:]\n"

@@ -18,7 +18,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
   check-decontamination train-cifar10 curation-gain clean
 
 help:  ## show the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(STAMP)  ## make .venv and install what everything below needs
 
@@ -51,11 +51,8 @@ lint: $(STAMP)  ## check format, style, layers, the Dockerfile and the scripts
 types: $(STAMP)  ## check types
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## run every benchmark; each prints one JSON line a figure
-	@for script in benchmarks/bench_*.py; do \
-	  [ -e "$$script" ] || { echo "there are no benchmarks/bench_*.py yet"; break; }; \
-	  $(BIN)/python "$$script"; \
-	done
+# bench-fetch comes last: it alone needs something that make does not install.
+bench: bench-images bench-dedup bench-index bench-crawl_extract bench-crawl_scale bench-train bench-train_gpu bench-fetch  ## run every benchmark; each prints one JSON line a figure
 
 bench-images: $(STAMP)  ## benchmarks of everything that happens to one image before copy detection
 	@for script in benchmarks/bench_images_*.py; do $(BIN)/python "$$script"; done

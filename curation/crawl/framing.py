@@ -13,7 +13,9 @@ from curation.errors import LinkError
 
 MAX_FRAMING_BYTES = 1 << 16  # beside as many as the body has
 MAX_ANSWERS = 32  # to one request: all but the last are interim
-_STEP_BYTES = 1 << 15  # parsed at a time, so that little is parsed in vain; most images take one or two steps
+# Parsed at a time, so that little is parsed in vain. The first step holds the head and little else: what is wrong with
+# the body is then found when the head has been heard. Most images take two steps.
+_FIRST_STEP_BYTES, _STEP_BYTES = 1 << 12, 1 << 15
 
 
 class FramedConnector(aiohttp.TCPConnector):
@@ -40,10 +42,8 @@ class _Handler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; empty where reading goes on."""
-        if len(data) <= _STEP_BYTES:
-            self._take(data)
-            return
-        for start in range(0, len(data), _STEP_BYTES):
+        self._take(data[:_FIRST_STEP_BYTES])
+        for start in range(_FIRST_STEP_BYTES, len(data), _STEP_BYTES):
             if not self.is_connected():
                 return
             self._take(data[start : start + _STEP_BYTES])

@@ -38,4 +38,6 @@ for job in jobs:
         )
     except CurationError as error:
         Path(f"{job['output']}.{rank}.error").write_text(str(error))
-distributed.destroy_process_group()
+distributed.barrier()
+sys.stderr.flush()
+os._exit(0)  # as the command does: a thread of gloo that still runs aborts a process that is torn down

@@ -70,7 +70,8 @@ async def read_body(answer: ClientResponse, max_bytes: int, large: asyncio.Semap
     except BaseException:
         if is_large:
             large.release()
-        raise
+        parts.clear()  # the error refers to this frame, and is referred to by frames that it went through: until the
+        raise  # garbage collector comes, it would keep the body
 
 
 class _Inflate:

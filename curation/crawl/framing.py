@@ -13,9 +13,9 @@ from curation.errors import LinkError
 
 MAX_FRAMING_BYTES = 1 << 16  # beside as many as the body has
 MAX_ANSWERS = 32  # to one request: all but the last are interim
-# Parsed at a time, so that little is parsed in vain. The first step holds the head and little else: what is wrong with
-# the body is then found when the head has been heard. Most images take two steps.
-_FIRST_STEP_BYTES, _STEP_BYTES = 1 << 12, 1 << 15
+# Parsed at a time, and as many more as the body has had: framing without a body is met in small steps, so that little
+# is parsed in vain, and bodies come in few large pieces, whose memory goes back to the system.
+_STEP_BYTES = 1 << 12
 
 
 class FramedConnector(aiohttp.TCPConnector):
@@ -29,10 +29,12 @@ class FramedConnector(aiohttp.TCPConnector):
 class _Handler(ResponseHandler):
     _received_bytes = 0
     _num_answers = 0
+    _payload_before: Any = None  # of an earlier answer over the same connection
 
     def set_response_params(self, **options: Any) -> None:
         """Begin with the answer to another request."""
         self._received_bytes = self._num_answers = 0
+        self._payload_before = self._payload
         super().set_response_params(**options)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
@@ -42,17 +44,24 @@ class _Handler(ResponseHandler):
 
     def data_received(self, data: bytes) -> None:
         """Take what arrived; empty where reading goes on."""
-        self._take(data[:_FIRST_STEP_BYTES])
-        for start in range(_FIRST_STEP_BYTES, len(data), _STEP_BYTES):
-            if not self.is_connected():
-                return
-            self._take(data[start : start + _STEP_BYTES])
+        start = self._step(data, 0)
+        while start < len(data) and self.is_connected():
+            start = self._step(data, start)
+
+    def _step(self, data: bytes, start: int) -> int:
+        """Parse some of ``data`` from ``start`` on, and return where it goes on."""
+        end = start + _STEP_BYTES + self._body_bytes()
+        self._take(data[start:end])
+        return end
+
+    def _body_bytes(self) -> int:
+        payload = self._payload
+        return 0 if payload is None or payload is self._payload_before else payload.total_bytes
 
     def _take(self, data: bytes) -> None:
         self._received_bytes += len(data)
         super().data_received(data)
-        body_bytes = 0 if self._payload is None else self._payload.total_bytes
-        if self._received_bytes > MAX_FRAMING_BYTES + 2 * body_bytes or self._num_answers > MAX_ANSWERS:
+        if self._received_bytes > MAX_FRAMING_BYTES + 2 * self._body_bytes() or self._num_answers > MAX_ANSWERS:
             refusal = LinkError(
                 "too_large", f"more than {MAX_FRAMING_BYTES} bytes of framing, or {MAX_ANSWERS} answers"
             )

@@ -11,7 +11,6 @@ import secrets
 import socket
 import threading
 import time
-from types import TracebackType
 from typing import Any, Protocol, Self
 
 from curation.errors import LeaseError, StoreError
@@ -65,9 +64,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

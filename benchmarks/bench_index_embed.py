@@ -27,7 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from curation.config import EmbedConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.selection import EmbedConfig
 
 BATCH = 16
 LOADERS = [(0, 2), (1, 2), (2, 1), (2, 2)]  # workers of the DataLoader, threads of torch

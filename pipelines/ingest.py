@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from curation import schema
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import Fetched, Link
 from curation.crawl import fetch as fetch_links
 from curation.crawl.cut import cut

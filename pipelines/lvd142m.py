@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 from curation import __version__, schema
-from curation.config import EmbedConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.selection import EmbedConfig
 from curation.crawl.blocked import blocked_images
 from curation.crawl.policy import UrlPolicy, policy_settings
 from curation.crawl.robots import product_token

@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 import curation
 from curation import settings as yaml_settings
-from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, absolute
+from curation.config import RunConfig, absolute
+from curation.config.fetch import FetchConfig, PolicyConfig
+from curation.config.inputs import InputConfig, SeedConfig
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError, UsageError
 from curation.settings import Settings

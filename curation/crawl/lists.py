@@ -14,7 +14,8 @@ from typing import BinaryIO, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.bulk import normalise_all
 from curation.crawl.extra_columns import to_json
 from curation.crawl.links import web_links

@@ -9,7 +9,8 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
 
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import payload
 from curation.crawl.archives import Record, read_records
 from curation.crawl.charset import decode_html

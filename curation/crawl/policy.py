@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from curation.config import PolicyConfig
+from curation.config.fetch import PolicyConfig
 from curation.crawl.domain_lists import DomainSet, list_digests, load_domains
 from curation.crawl.globs import Glob, comparable
 from curation.crawl.hosts import parse_host

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from curation.config import CrawlConfig
+from curation.config.fetch import CrawlConfig
 from curation.errors import InputError
 from curation.local_files import expand, walk
 

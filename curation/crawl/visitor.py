@@ -19,7 +19,7 @@ from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
-from curation.config import FetchConfig
+from curation.config.fetch import FetchConfig
 from curation.crawl.client import Answer, Client, Heard, RetryLaterError, backoff_s
 from curation.crawl.schedule import Schedule, Turn
 from curation.crawl.urls import WebUrl, parse

@@ -13,7 +13,8 @@ import pytest
 from fastwarc.stream_io import GzipWriter, Lz4Writer, ZstdWriter
 
 from curation import crawl
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import payload
 from curation.crawl.archives import read_records
 

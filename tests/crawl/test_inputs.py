@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig
+from curation.config.inputs import InputConfig
 from curation.errors import InputError
 
 

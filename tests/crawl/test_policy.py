@@ -1,7 +1,9 @@
 import pytest
 
 from curation import crawl
-from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import FetchConfig, PolicyConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import LINK_REASONS, Link
 from curation.crawl.policy import MAX_PATTERNS, UrlPolicy, policy_settings

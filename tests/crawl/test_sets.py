@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig, PoolConfig
+from curation.config.inputs import InputConfig, PoolConfig
 from curation.crawl.links import from_table, to_table
 from curation.crawl.local import read_local
 from curation.errors import InputError

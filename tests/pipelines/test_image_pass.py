@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import PcaHashConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.images import PcaHashConfig
 from curation.errors import StageError, WeightsError
 from curation.images import decode as decode_image
 from curation.pipelines import image_pass

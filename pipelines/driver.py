@@ -118,6 +118,9 @@ def bring_up(
     for stage in request.redo:
         plan.check_stage(stage)
     _check_request(context, steps, request)
+    for step in steps:
+        for note in step.notes(context.config):
+            on_event(Warned(note))
     growth_check(
         request.stage, [step.stage for step in steps], request.only, request.retry, request.extend, request.redo
     )

@@ -5,7 +5,7 @@ import json
 from curation import schema
 from curation.config import RunConfig
 from curation.crawl.blocked import blocked_images
-from curation.crawl.policy import UrlPolicy, policy_settings
+from curation.crawl.policy import UrlPolicy, left_out, policy_settings
 from curation.crawl.robots import product_token
 from curation.pipelines.context import Context
 from curation.pipelines.ingest import inputs_of
@@ -57,6 +57,7 @@ def bring_in() -> tuple[Step, ...]:
             },
             told=lambda config: {"consent": json.dumps(plain(config.fetch.consent), sort_keys=True)},
             check=_check_fetch,
+            notes=lambda config: left_out(config.fetch.policy),
         ),
     )
 

@@ -5,8 +5,8 @@ A list has one domain a line (``example.com``, ``*.example.com``, ``.example.com
 ``//``. Names may be written in any script. An entry stands for itself and its subdomains.
 
 What is kept of a name is its 64-bit BLAKE2b hash, sorted, in a file of the cache that is named after the content of the
-lists; what in the lists is no name is counted in a file beside it. Two names share a hash with a probability of 2^-64: of 10^9 hosts looked up among 10^7 entries, one is refused
-wrongly with a probability of 0.0005.
+lists; what in the lists is no name is counted in a file beside it. Two names share a hash with a probability of 2^-64:
+of 10^9 hosts looked up among 10^7 entries, one is refused wrongly with a probability of 0.0005.
 """
 
 import hashlib

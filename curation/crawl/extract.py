@@ -1,4 +1,4 @@
-"""The images that a page shows: one address for each ``<img>``, the largest on offer.
+"""The images that a page shows: one address for each ``<img>`` or ``<picture>``, the largest on offer.
 
 Of an image with ``srcset`` (or a ``<picture>`` with sources) the widest candidate is taken, of one that loads lazily
 what it would load, and ``src`` otherwise. ``data:`` and SVG are skipped and counted.
@@ -79,8 +79,8 @@ def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> P
     base = _base(found["base"], page_url)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()
-    for node in found["img"]:
-        url = first_address(_candidates(node), base, skipped)
+    for picture, nodes in _pictures(found["img"]):
+        url = first_address(_candidates(picture, nodes), base, skipped)
         if url is not None:
             urls.setdefault(url)
     metas = [
@@ -144,19 +144,34 @@ def _refused(text: str) -> str | None:
     return "svg" if head.startswith("data:image/svg") else "data_uri"
 
 
-def _candidates(node: LexborNode) -> Iterator[str]:
+def _pictures(nodes: Iterable[LexborNode]) -> Iterable[tuple[LexborNode | None, list[LexborNode]]]:
+    """Return the images in order, each with the ``<picture>`` that it is in; several of one picture are one image."""
+    found: dict[int, tuple[LexborNode | None, list[LexborNode]]] = {}
+    for node in nodes:
+        picture = node.parent
+        if picture is not None and picture.tag == "noscript":
+            picture = picture.parent
+        if picture is None or picture.tag != "picture":
+            found[node.mem_id] = (None, [node])
+        else:
+            found.setdefault(picture.mem_id, (picture, []))[1].append(node)
+    return found.values()
+
+
+def _candidates(picture: LexborNode | None, nodes: Sequence[LexborNode]) -> Iterator[str]:
     """Yield addresses of one image, best first."""
-    attributes = node.attributes
-    yield from _largest_first([*_sources(node), *(attributes.get(name) or "" for name in (*LAZY_SRCSET, "srcset"))])
-    for name in (*LAZY_SRC, "src"):
-        yield attributes.get(name) or ""
+    found = [node.attributes for node in nodes]
+    sources = [] if picture is None else _sources(picture)
+    named = (attributes.get(name) or "" for attributes in found for name in (*LAZY_SRCSET, "srcset"))
+    yield from _largest_first([*sources, *named])
+    for name in LAZY_SRC:
+        yield from (attributes.get(name) or "" for attributes in found)
+    for attributes in reversed(found):  # what stands in <noscript> comes last, and a placeholder first
+        yield attributes.get("src") or ""
 
 
-def _sources(node: LexborNode) -> Iterator[str]:
-    """Yield the ``srcset`` of the sources of the picture around an image."""
-    picture = node.parent
-    if picture is None or picture.tag != "picture":
-        return
+def _sources(picture: LexborNode) -> Iterator[str]:
+    """Yield the ``srcset`` of the sources of a picture."""
     for source in picture.css("source"):
         if not (source.attributes.get("type") or "").strip().lower().startswith("image/svg"):
             for name in (*LAZY_SRCSET, "srcset"):

@@ -3,7 +3,6 @@
 What a list says of an image besides its URL (caption, size, scores) is kept as ``extra``, see ``extra_columns``.
 """
 
-import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from curation.config import RunConfig
 from curation.config.inputs import InputConfig
 from curation.crawl.bulk import normalise_all
+from curation.crawl.csv_rows import cells_of, csv_rows, leaves_quote_open
 from curation.crawl.extra_columns import to_json
 from curation.crawl.links import web_links
 from curation.crawl.sets import Report
@@ -155,24 +155,27 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
     head = next((line for line in lines if line.strip()), None)
     if head is None:
         return
-    rows = csv.reader(chain([head], lines), delimiter=_delimiter(head, delimiter, source))
-    try:
-        first = next(rows, [])
-    except csv.Error as error:
-        raise InputError(f"{file}: the first line is not CSV: {error}") from error
-    header = first
-    if source.url_column is None and any(map(_URL.match, first)):  # Conceptual Captions has no header
-        header = [str(place) for place in range(len(first))]
-        place = next(place for place, cell in enumerate(first) if _URL.match(cell))
+    delimiter = _delimiter(head, delimiter, source)
+    header = cells_of(head, delimiter)
+    if source.url_column is None and any(map(_URL.match, header)):  # Conceptual Captions has no header
+        lines = chain([head], lines)
+        place = next(place for place, cell in enumerate(header) if _URL.match(cell))
+        header = [str(place) for place in range(len(header))]
         column = header[place]
         if source.columns:
             raise InputError(f"{file}: has no header, so there is no column {source.columns[0]}; leave out columns")
+    elif leaves_quote_open(head, delimiter):
+        raise InputError(f'{file}: the first line leaves a quote (") open, so its columns cannot be told')
     else:
-        first = []
         column = _url_column(file, header, header, source)
         place = header.index(column)
     kept = {name: header.index(name) for name in _kept(file, header, column, source)}
-    for batch in _chunks(_rows(rows, first, place, report)):
+
+    def is_row(cells: list[str]) -> bool:
+        return len(cells) >= len(header) and _URL.match(cells[place]) is not None
+
+    rows = csv_rows(lines, delimiter, is_row, lambda: report("damaged_row"))
+    for batch in _chunks(_rows(rows, place, report)):
         texts = pa.array([row[place] for row in batch], pa.string())
         yield (
             texts,
@@ -186,7 +189,7 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
 def _delimiter(head: str, usual: str, source: InputConfig) -> str:
     """Return what splits a first line so that a cell is the URL column or a URL; the usual one where nothing does."""
     for delimiter in usual + _DELIMITERS:
-        for cell in next(csv.reader([head], delimiter=delimiter)):
+        for cell in cells_of(head, delimiter):
             if cell == source.url_column:
                 return delimiter
             if source.url_column is None and (cell.strip().lower() in URL_COLUMNS or _URL.match(cell)):
@@ -194,17 +197,8 @@ def _delimiter(head: str, usual: str, source: InputConfig) -> str:
     return usual
 
 
-def _rows(rows: Iterator[list[str]], first: list[str], place: int, report: Report) -> Iterator[list[str]]:
-    if first:
-        yield first
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            report("damaged_row")
-            continue
+def _rows(rows: Iterable[list[str]], place: int, report: Report) -> Iterator[list[str]]:
+    for row in rows:
         if place < len(row):
             yield row
         elif row:

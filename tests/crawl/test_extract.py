@@ -37,7 +37,10 @@ HERE = "https://example.com/a/"
         ("<picture><source type=image/svg+xml srcset=v><img src=f.jpg></picture>", ["f.jpg"]),
         ("<picture><source data-srcset='w.webp 900w'><img src=f.jpg></picture>", ["w.webp"]),
         ("<picture><source srcset='w.webp 900w'><noscript><img src=f.jpg></noscript></picture>", ["w.webp"]),
-        ("<picture><img src=blank.gif><noscript><img src=f.jpg></noscript></picture><img src=g.jpg>", ["f.jpg", "g.jpg"]),
+        (
+            "<picture><img src=blank.gif><noscript><img src=f.jpg></noscript></picture><img src=g.jpg>",
+            ["f.jpg", "g.jpg"],
+        ),
         ("<picture><img data-src=r.jpg src=b.gif><noscript><img src=f.jpg></noscript></picture>", ["r.jpg"]),
         ("<picture><source srcset=a><img src=b></picture><picture><source srcset=c><img src=d></picture>", ["a", "c"]),
         ("<video><source src=v.mp4></video>", []),

@@ -125,6 +125,33 @@ def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, d
     assert counts == {}
 
 
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_quote_that_is_left_open_swallows_no_rows(tmp_path, name):
+    cell = "\t" if name == "x.tsv" else ","
+    lines = [
+        f"url{cell}TEXT",
+        f'{URLS[0]}{cell}"a',
+        f"{URLS[1]}{cell}b",
+        f'"{URLS[2]}{cell}c',
+        f'{URLS[2]}{cell}"d\ne"',
+    ]
+    (tmp_path / name).write_text("\n".join(lines))
+
+    links, counts = read(tmp_path / name)
+
+    assert [(link.url, json.loads(link.extra)["TEXT"]) for link in links] == [
+        *((URLS[0], "a"), (URLS[1], "b"), (URLS[2], "d\ne"))
+    ]
+    assert counts == {"damaged_row": 1}
+
+
+def test_a_first_line_that_leaves_a_quote_open_is_an_error(tmp_path):
+    (tmp_path / "x.csv").write_text(f'url,"TEXT\n{URLS[0]},a\n')
+
+    with pytest.raises(InputError, match="quote"):
+        read(tmp_path / "x.csv")
+
+
 @pytest.mark.parametrize(
     ("suffix", "pack"), [("bz2", bz2.compress), ("lz4", lambda data: pa.Codec("lz4").compress(data).to_pybytes())]
 )

@@ -22,7 +22,7 @@ def bring_in() -> tuple[Step, ...]:
             "crawl",
             "crawl",
             "crawl",
-            3,
+            4,
             _ALL,
             _nothing,
             writes=schema.CRAWL,

@@ -1,4 +1,4 @@
-"""A page's bytes as text, by what the page, its headers and its bytes say of their encoding."""
+"""A page's bytes as text, by what the page, its headers and its bytes say of their charset."""
 
 import codecs
 import re
@@ -14,15 +14,19 @@ _CHARSETS = re.compile(
 )
 
 
-def decode_html(data: bytes, content_type: str = "") -> str:
-    """Decode a page by its byte order mark, its Content-Type, its ``<meta>``, as UTF-8, or as Windows-1252."""
+def decode_html(data: bytes, content_type: str = "") -> tuple[str, str]:
+    """Decode a page by its byte order mark, its Content-Type, its ``<meta>``, as UTF-8, or as Windows-1252.
+
+    Returns:
+        The text, and the charset of queries in it, a codec of Python: the page's own, or UTF-8 where that is UTF-16.
+    """
     for mark, name in (
         (codecs.BOM_UTF8, "utf-8"),
         (codecs.BOM_UTF16_LE, "utf-16-le"),
         (codecs.BOM_UTF16_BE, "utf-16-be"),
     ):
         if data.startswith(mark):
-            return data[len(mark) :].decode(name, "replace")
+            return data[len(mark) :].decode(name, "replace"), "utf-8"
     header = _HEADER_CHARSET.search(content_type)
     charset = _charset(header[1]) if header else None
     if charset is None and (meta := _META_CHARSET.search(data[:4096])):
@@ -30,14 +34,14 @@ def decode_html(data: bytes, content_type: str = "") -> str:
         if charset is not None and charset.startswith("utf-16"):
             charset = "utf-8"  # it was read as ASCII, so it is not UTF-16
     if charset is not None:
-        return data.decode(charset, "replace")
+        return data.decode(charset, "replace"), "utf-8" if charset.startswith("utf-16") else charset
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:
         text = data.decode("utf-8", "replace")
         is_cut = error.start >= max(4, len(data) - 3)  # in the middle of its last character
         few_errors = text.count("\ufffd") <= len(text) // 10_000
-        return text if is_cut or few_errors else data.decode("cp1252", "replace")
+        return (text, "utf-8") if is_cut or few_errors else (data.decode("cp1252", "replace"), "cp1252")
 
 
 def _charset(label: str) -> str | None:

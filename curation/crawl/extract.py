@@ -60,13 +60,14 @@ class PageImages:
     opt_out: str | None = None
 
 
-def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> PageImages:
+def extract(html: str | bytes, page_url: str | None, agent_token: str = "", charset: str = "utf-8") -> PageImages:
     """Return the addresses of the images in a page, and whether the page forbids to use them.
 
     Args:
         html: The page; as bytes it is UTF-8.
         page_url: Where relative addresses start, unless the page has a ``<base>``; None: they are skipped.
         agent_token: Name under which pages may address us in a ``<meta>`` besides ``robots``.
+        charset: That the page came in, see ``charset.decode_html``: queries are sent in it.
 
     Raises:
         LinkError: With reason ``bad_page`` where the page is built to take forever.
@@ -76,11 +77,11 @@ def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> P
     found: dict[str, list[LexborNode]] = {"img": [], "base": [], "meta": []}
     for node in LexborHTMLParser(page).css("img, amp-img, base[href], meta[content]"):  # one walk over the tree
         found[node.tag if node.tag in ("base", "meta") else "img"].append(node)
-    base = _base(found["base"], page_url)
+    base = _base(found["base"], page_url, charset)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()
     for picture, nodes in _pictures(found["img"]):
-        url = first_address(_candidates(picture, nodes), base, skipped)
+        url = first_address(_candidates(picture, nodes), base, skipped, charset)
         if url is not None:
             urls.setdefault(url)
     metas = [
@@ -97,22 +98,25 @@ def opt_out_of_metas(metas: Iterable[tuple[str, str]], agent_token: str) -> str 
     return opt_out_of(robots, "1" if reserved else None, agent_token)
 
 
-def _base(nodes: Sequence[LexborNode], page_url: str | None) -> str | None:
+def _base(nodes: Sequence[LexborNode], page_url: str | None, charset: str) -> str | None:
     if not nodes:
         return page_url
     try:
-        return normalise(nodes[0].attributes.get("href") or "", page_url)
+        return normalise(nodes[0].attributes.get("href") or "", page_url, charset)
     except LinkError:
         return page_url  # like browsers: a broken first base counts as none
 
 
-def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[str]) -> str | None:
+def first_address(
+    candidates: Iterable[str], base: str | None, skipped: Counter[str], charset: str = "utf-8"
+) -> str | None:
     """Return the first candidate that is an image's address, normalised.
 
     Args:
         candidates: Addresses of one image as written, best first.
         base: Where relative ones start.
         skipped: Counts why there is none: for the reason of the best candidate.
+        charset: Of the page.
     """
     reason = "no_source"
     for text in candidates:
@@ -122,7 +126,7 @@ def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[
         refused = _refused(text)
         if refused is None:
             try:
-                url = normalise(text, base)
+                url = normalise(text, base, charset)
             except LinkError as error:
                 refused = error.reason
             else:

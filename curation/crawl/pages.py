@@ -151,7 +151,8 @@ def _page(
 ) -> PageImages:
     """Extract a page's images; what its headers say of its use counts like what it says itself."""
     token = product_token(config.fetch.user_agent)
-    images = extract(decode_html(body, content_type), page_url, token)
+    html, charset = decode_html(body, content_type)
+    images = extract(html, page_url, token, charset)
     return replace(images, opt_out=_first(images.opt_out, opt_out_of(robots, tdm, token)))
 
 

@@ -145,7 +145,28 @@ def test_srcset_candidates(srcset, expected):
     ],
 )
 def test_pages_are_decoded_by_what_they_say_they_are(data, content_type, expected):
-    assert decode_html(data, content_type) == expected
+    assert decode_html(data, content_type)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "written", "sent"),
+    [
+        ("utf-8", "é/é?é†", "%C3%A9/%C3%A9?%C3%A9%E2%80%A0"),
+        ("utf-16", "é?é", "%C3%A9?%C3%A9"),
+        ("windows-1252", "é/é?é†", "%C3%A9/%C3%A9?%E9%86"),
+        ("iso-8859-1", "?q=€ 猫&x=%e9", "page.html?q=%80%20%26%2329483%3B&x=%e9"),
+        ("shift_jis", "?q=é&r=猫表", "page.html?q=%26%23233%3B&r=%94L%95\\"),
+        ("euc-kr", "?†", "page.html?%A2%D3"),
+        ("big5", "?†", "page.html?%26%238224%3B"),
+        ("koi8-r", "?жук", "page.html?%D6%D5%CB"),
+    ],
+)  # what the standard's own tests (url/resources/percent-encoding.json) and browsers give
+def test_queries_are_sent_in_the_charset_of_the_page(label, written, sent):
+    text, charset = decode_html(
+        f"<img src='{written}'>".encode(label, "xmlcharrefreplace"), f"text/html; charset={label}"
+    )
+
+    assert extract(text, PAGE, "", charset).urls == (HERE + sent,)
 
 
 def test_mutilated_pages_give_addresses_of_the_web_and_no_error():

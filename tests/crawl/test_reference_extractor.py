@@ -77,7 +77,7 @@ def test_images_of_real_pages_agree_with_a_second_extractor():
     odd, invented = [], []
     with zipfile.ZipFile(PAGES) as pages:
         for name in pages.namelist():
-            html = decode_html(pages.read(name))
+            html, _ = decode_html(pages.read(name))
             tree = html5lib.parse(html, namespaceHTMLElements=False, scripting=False)
             theirs, found = reference(tree), set(extract(html, PAGE_URL).urls)
             expected, ours, both = expected + len(theirs), ours + len(found), both + len(theirs & found)

@@ -1,10 +1,14 @@
 """Where images come from: the inputs of pool, seeds and references."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from curation.settings import Settings
+
+_READ_HERE = frozenset({"html", "img2dataset", "folder", "webdataset", "parquet"})
+_THIS_MACHINE = re.compile(r"(?:file|local)://(?=/)")
 
 
 class InputConfig(Settings):
@@ -20,8 +24,8 @@ class InputConfig(Settings):
     path: str = Field(
         "",
         description=(
-            "File, folder, glob or URL (http, https, s3 and others of fsspec; not for images that exist already). Of "
-            "kinds warc and wat also a listing such as warc.paths.gz. May be left out when `urls` is given."
+            "File, folder or glob; of kinds pages, warc, wat and urls also a URL (http, https, s3, others of fsspec), of "
+            "warc and wat also a listing such as warc.paths.gz. May be left out when `urls` is given."
         ),
     )
     urls: tuple[str, ...] = Field((), description="URLs written here instead of in a file (kinds pages and urls).")
@@ -39,8 +43,17 @@ class InputConfig(Settings):
     image_column: str = Field("image", description="Column with the image struct {bytes, path} or bytes (parquet).")
     base_url: str = Field("", description="URL that relative links of saved HTML files start from (html).")
 
+    @field_validator("path", "mirror")
+    @classmethod
+    def _without_file_scheme(cls, path: str) -> str:
+        return _THIS_MACHINE.sub("", path, count=1)
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
+        if self.kind in _READ_HERE and "://" in self.path:
+            raise ValueError(
+                f"path {self.path}: inputs of kind {self.kind} lie on this machine; copy them here, or mount them"
+            )
         if self.urls and self.kind not in ("pages", "urls"):
             raise ValueError(f"urls cannot be given for kind {self.kind}; use path")
         if bool(self.path) == bool(self.urls):

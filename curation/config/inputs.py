@@ -24,8 +24,8 @@ class InputConfig(Settings):
     path: str = Field(
         "",
         description=(
-            "File, folder or glob; of kinds pages, warc, wat and urls also a URL (http, https, s3, others of fsspec), of "
-            "warc and wat also a listing such as warc.paths.gz. May be left out when `urls` is given."
+            "File, folder or glob; of kinds pages, warc, wat and urls also a URL (http, https, s3, others of fsspec), "
+            "of warc and wat also a listing such as warc.paths.gz. May be left out when `urls` is given."
         ),
     )
     urls: tuple[str, ...] = Field((), description="URLs written here instead of in a file (kinds pages and urls).")

@@ -43,6 +43,12 @@ _CANDIDATE = re.compile(r"[\s,]*([^\s]+)")
 _DESCRIPTOR_END = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
 _SIZE = re.compile(r"\s(\d{1,9}(?:\.\d{1,9})?)([wx])\b")
 _SVG = re.compile(r"\.svgz?$", re.IGNORECASE)
+_FOR_A_SCRIPT = re.compile(r"[{\[]|.*(?:\{\{|\$\{|<%|\{[a-z_]+\})", re.DOTALL)  # JSON, templates: seen in data-src
+# Types of sources that nothing here reads; the picture has another source or an <img> for those that do not either.
+_UNREADABLE = (
+    *("image/svg", "image/jxl", "image/heic", "image/heif", "image/jp2", "image/jpx", "image/jpm"),
+    *("image/jxr", "image/vnd.ms-photo", "video/"),
+)
 
 
 @dataclass(frozen=True)
@@ -141,8 +147,10 @@ def first_address(
 
 def _refused(text: str) -> str | None:
     head = text[:16].lower()
-    if head[0] in "{[":
-        return "bad_url"  # JSON for a script, seen in data-src
+    if head[0] == "#":
+        return "no_source"  # the page itself
+    if _FOR_A_SCRIPT.match(text):
+        return "bad_url"
     if not head.startswith("data:"):
         return None
     return "svg" if head.startswith("data:image/svg") else "data_uri"
@@ -177,7 +185,7 @@ def _candidates(picture: LexborNode | None, nodes: Sequence[LexborNode]) -> Iter
 def _sources(picture: LexborNode) -> Iterator[str]:
     """Yield the ``srcset`` of the sources of a picture."""
     for source in picture.css("source"):
-        if not (source.attributes.get("type") or "").strip().lower().startswith("image/svg"):
+        if not (source.attributes.get("type") or "").strip().lower().startswith(_UNREADABLE):
             for name in (*LAZY_SRCSET, "srcset"):
                 yield source.attributes.get(name) or ""
 

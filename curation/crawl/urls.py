@@ -22,6 +22,7 @@ _TAB_AND_NEWLINES = str.maketrans("", "", "\t\n\r")
 _IN_PATH = frozenset(b' "#<>?^`{}')
 _IN_QUERY = frozenset(b" \"#<>'")
 _IS_PLAIN = re.compile(r"[A-Za-z0-9\-._~!$%&()*+,;=:@/\[\]|]*")  # as it stands in a path and in a query
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SINGLE_DOT = frozenset({".", "%2e"})
 _DOUBLE_DOT = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 
@@ -160,7 +161,7 @@ def _encode(text: str, escaped: frozenset[int], charset: str = "utf-8") -> str:
     try:
         data = text.encode(charset, "surrogateescape" if charset == "utf-8" else _IN_CHARSET)
     except UnicodeEncodeError:
-        data = text.encode("utf-8", "replace")
+        data = _SURROGATE.sub("\ufffd", text).encode()
     return "".join(f"%{byte:02X}" if byte < 0x20 or byte > 0x7E or byte in escaped else chr(byte) for byte in data)
 
 

@@ -35,6 +35,16 @@ HERE = "https://example.com/a/"
         ("<picture><source srcset='w.webp 900w'><img src=f.jpg></picture>", ["w.webp"]),
         ("<picture><source srcset='w.webp 900w'><img srcset='f.jpg 1200w'></picture>", ["f.jpg"]),
         ("<picture><source type=image/svg+xml srcset=v><img src=f.jpg></picture>", ["f.jpg"]),
+        (
+            "<picture><source type='image/JXL' srcset=j><source type=image/avif srcset=a><img src=f.jpg></picture>",
+            ["a"],
+        ),
+        (
+            "<img data-src='//a.example/b_{width}x.jpg' src=s.jpg><img data-src='{{ url }}' src=t.jpg>",
+            ["s.jpg", "t.jpg"],
+        ),
+        ("<img src='{B59C1A2F-0001}.jpg?a={1}'>", []),
+        ("<img src='x/{B59C1A2F-0001}.jpg?a={1}'>", ["x/%7BB59C1A2F-0001%7D.jpg?a={1}"]),
         ("<picture><source data-srcset='w.webp 900w'><img src=f.jpg></picture>", ["w.webp"]),
         ("<picture><source srcset='w.webp 900w'><noscript><img src=f.jpg></noscript></picture>", ["w.webp"]),
         (
@@ -74,6 +84,8 @@ def test_images_of_a_page(html, expected):
         ("<img src=logo.SVGZ?x=1>", "svg"),
         ("<img src='data:image/svg+xml,x'>", "svg"),
         ("<img>", "no_source"),
+        ("<img src='#'>", "no_source"),
+        ("<img data-src='${image.url}'>", "bad_url"),
         ("<img src=''>", "no_source"),
         ("<img src>", "no_source"),
         ("<img src=about:blank>", "policy_scheme"),

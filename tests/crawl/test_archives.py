@@ -78,13 +78,13 @@ def test_every_packing_gives_the_same_links(tmp_path, suffix):
 
 
 def test_damage_at_which_fastwarc_panics_is_damage_like_any_other():
-    of_other_lines = page("http://site.example/1").replace(b"\r\n\r\n", b"\n\n", 1)
+    of_other_lines = record("unknown", "http://site.example/1", b"a" * 300).replace(b"\r\n\r\n", b"\n\n", 1)
     with_checksum = b"\x04\x22\x4d\x18\x64\x40\xa7"  # head of an LZ4 frame; the checksum behind it is wrong
     damaged = with_checksum + packed([of_other_lines], Lz4Writer)[len(with_checksum) :] + b"nope"
 
     found = scan(damaged + packed([page("http://site.example/2")], Lz4Writer))
 
-    assert found == {"record_damaged": 1, "response": 2}
+    assert found == {"record_damaged": 1, "response": 1}
 
 
 def test_what_is_no_page_is_counted_by_its_reason(tmp_path):

@@ -18,6 +18,7 @@ from curation.fingerprint import content_digest, fingerprint
 from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
+from curation.pipelines.stored_images import encoded
 from curation.pipelines.units import Done, Span, Unit, crawl_marker, is_retry, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
@@ -242,7 +243,7 @@ class Inputs:
             return run.read_table(collection, table.name, shard, columns)
 
         def images(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-            return image_pass.encoded(context, self._step, collection, shard, rows)
+            return encoded(context, self._step, collection, shard, rows)
 
         tar = blurred.files["images"] if blurred is not None else ""
         return ShardView(collection, shard, num_rows, keep, read, images, tar, self._is_retry(collection, shard))

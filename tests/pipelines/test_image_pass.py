@@ -21,9 +21,9 @@ from curation.images import decode as decode_image
 from curation.pipelines import image_pass
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request
-from curation.pipelines.image_pass import encoded
 from curation.pipelines.ingest import image_id
 from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.stored_images import encoded
 from curation.settings import parse
 from curation.stages.pca_hash import PcaHashStage, default_pca
 from curation.store import Marker, Run

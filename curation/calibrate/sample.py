@@ -14,8 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from curation.config import InputConfig, PoolConfig, RunConfig
-from curation.crawl.fetcher import fetch
-from curation.crawl.inputs import read_inputs
+from curation.crawl import fetch, read_inputs
 from curation.errors import ImageError, InputError
 from curation.images import decode
 from curation.indexes.keys import hex_from_keys, keys_from_hex

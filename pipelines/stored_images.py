@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 
 from curation import schema
-from curation.crawl import fetch as fetch_links
 from curation.errors import CorruptError, StageError
 from curation.pipelines.context import Context
 from curation.pipelines.ingest import image_id, links_of
@@ -55,6 +54,8 @@ def encoded(
                         )
                     yield row, data
     if in_place:
+        from curation.crawl.fetcher import fetch as fetch_links  # an HTTP client takes a while to import
+
         links = links_of(context, collection, shard)
         ids = images.column("image_id")
         for found in fetch_links([links[row] for row in in_place], context.config, context.should_stop):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from curation.crashes import watch
 from curation.errors import CorruptError, CurationError, StageError
+from curation.files import disk_full_is_said
 from curation.fingerprint import content_digest, fingerprint
 from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
@@ -22,7 +23,7 @@ from curation.pipelines.stored_images import encoded
 from curation.pipelines.units import Done, Span, Unit, crawl_marker, is_retry, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
-from curation.store import Marker, disk_full_is_said
+from curation.store import Marker
 
 _BATCH_ROWS = 1 << 17
 

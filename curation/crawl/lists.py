@@ -3,6 +3,7 @@
 What a list says of an image besides its URL (caption, size, scores) is kept as ``extra``, see ``extra_columns``.
 """
 
+import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ URL_COLUMNS = ("image_url", "img_url", "imageurl", "photo_image_url", "url", "or
 _BATCH_ROWS = 20_000
 _MAX_LINE_CHARS = 1 << 16
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\x04\x22": "lz4", b"BZ": "bz2"}
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of spreadsheets
 _DELIMITERS = ",;\t|"
 T = TypeVar("T", str, list[str])
 
@@ -101,7 +103,8 @@ def _text(data: BinaryIO) -> TextIO:
     data.seek(0)
     codec = _PACKED.get(head)
     raw = data if codec is None else io.BufferedReader(pa.CompressedInputStream(data, codec))
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+    encoding = "utf-16" if head in _UTF_16 else "utf-8-sig"
+    return io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
 
 
 def _of_parquet(path: str, name: str, source: InputConfig, row_groups: tuple[int, int] | None) -> Iterator[Batch]:

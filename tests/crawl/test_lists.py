@@ -114,10 +114,14 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_pa
         ("x.csv", "\r\nURL;TEXT\r\n{0};a, b\r\n{1};c\r\n"),
         ("x.csv", "\ufeffTEXT\tURL\na, b\t{0}\nc\t{1}"),
         ("x.csv", "a, b|{0}\nc|{1}"),
+        ("x.tsv", "URL\tTEXT\r\n{0}\ta, b\r\n{1}\tü"),
     ],
 )
-def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data):
-    (tmp_path / name).write_text(data.format(*URLS), encoding="utf-8", newline="")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data, encoding):
+    (tmp_path / name).write_text(
+        data.removeprefix("\ufeff" * (encoding != "utf-8")).format(*URLS), encoding, newline=""
+    )
 
     links, counts = read(tmp_path / name)
 

@@ -93,7 +93,8 @@ def _batches(
         if suffix in (".csv", ".tsv"):
             yield from _of_csv(file, stream, source, "\t" if suffix == ".tsv" else ",", report)
         else:
-            for texts in _chunks(_lines(stream, report)):
+            # Browsers take tabs out of URLs, and would make one of all that a line says.
+            for texts in _chunks(line.strip().partition("\t")[0] for line in _lines(stream, report)):
                 yield pa.array(texts, pa.string()), {}
 
 

@@ -112,21 +112,27 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_pa
     ("name", "data"),
     [
         ("x.csv", "\r\nURL;TEXT\r\n{0};a, b\r\n{1};c\r\n"),
-        ("x.csv", "\ufeffTEXT\tURL\na, b\t{0}\nc\t{1}"),
+        ("x.csv", "TEXT\tURL\na, b\t{0}\nc\t{1}"),
         ("x.csv", "a, b|{0}\nc|{1}"),
         ("x.tsv", "URL\tTEXT\r\n{0}\ta, b\r\n{1}\tü"),
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data, encoding):
-    (tmp_path / name).write_text(
-        data.removeprefix("\ufeff" * (encoding != "utf-8")).format(*URLS), encoding, newline=""
-    )
+    (tmp_path / name).write_text(data.format(*URLS), encoding, newline="")
 
     links, counts = read(tmp_path / name)
 
     assert [(link.url, "a, b" in link.extra) for link in links] == [(URLS[0], True), (URLS[1], False)]
     assert counts == {}
+
+
+def test_what_follows_a_tab_in_a_text_list_does_not_become_part_of_the_url(tmp_path):
+    (tmp_path / "x.txt").write_text(f"{URLS[0]}\t640\t480\n\t{URLS[1]}\n")
+
+    links, _ = read(tmp_path / "x.txt")
+
+    assert [link.url for link in links] == URLS[:2]
 
 
 @pytest.mark.parametrize("name", ["x.csv", "x.tsv"])

@@ -43,7 +43,8 @@ _CANDIDATE = re.compile(r"[\s,]*([^\s]+)")
 _DESCRIPTOR_END = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
 _SIZE = re.compile(r"\s(\d{1,9}(?:\.\d{1,9})?)([wx])\b")
 _SVG = re.compile(r"\.svgz?$", re.IGNORECASE)
-_FOR_A_SCRIPT = re.compile(r"[{\[]|.*(?:\{\{|\$\{|<%|\{[a-z_]+\})", re.DOTALL)  # JSON, templates: seen in data-src
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".avif")
+_FOR_A_SCRIPT = re.compile(r"^[{\[]|\{\{|\$\{|<%|\{[a-z_]+\}")  # JSON, templates: seen in data-src
 # Types of sources that nothing here reads; the picture has another source or an <img> for those that do not either.
 _UNREADABLE = (
     *("image/svg", "image/jxl", "image/heic", "image/heif", "image/jp2", "image/jpx", "image/jpm"),
@@ -147,13 +148,11 @@ def first_address(
 
 def _refused(text: str) -> str | None:
     head = text[:16].lower()
+    if head.startswith("data:"):
+        return "svg" if head.startswith("data:image/svg") else "data_uri"
     if head[0] == "#":
         return "no_source"  # the page itself
-    if _FOR_A_SCRIPT.match(text):
-        return "bad_url"
-    if not head.startswith("data:"):
-        return None
-    return "svg" if head.startswith("data:image/svg") else "data_uri"
+    return "bad_url" if _FOR_A_SCRIPT.search(text) else None
 
 
 def _pictures(nodes: Iterable[LexborNode]) -> Iterable[tuple[LexborNode | None, list[LexborNode]]]:
@@ -180,6 +179,15 @@ def _candidates(picture: LexborNode | None, nodes: Sequence[LexborNode]) -> Iter
         yield from (attributes.get(name) or "" for attributes in found)
     for attributes in reversed(found):  # what stands in <noscript> comes last, and a placeholder first
         yield attributes.get("src") or ""
+    for attributes in found:  # of scripts that nobody here knows
+        yield from (
+            value for name, value in attributes.items() if value and name.startswith("data-") and _is_image_file(value)
+        )
+
+
+def _is_image_file(value: str) -> bool:
+    path, *more = value.partition("?")[0].split(None, 1) or [""]
+    return not more and "/" in path and path.lower().endswith(_IMAGE_SUFFIXES)
 
 
 def _sources(picture: LexborNode) -> Iterator[str]:

@@ -29,6 +29,11 @@ HERE = "https://example.com/a/"
         ("<img src=blank.gif data-lazy-src=real.jpg>", ["real.jpg"]),
         ("<img src=blank.gif data-lazyload=real.jpg>", ["real.jpg"]),
         ("<img src=blank.gif data-srcset='r1.jpg 1x, r2.jpg 2x'>", ["r2.jpg"]),
+        (
+            "<img data-own='a/r.jpg?x=1' data-name=n.jpg><img src='data:,' data-b='see /a.jpg' data-c=/s.PNG>",
+            ["a/r.jpg?x=1", "https://example.com/s.PNG"],
+        ),
+        ("<img src=x.jpg data-own=a/r.jpg>", ["x.jpg"]),
         ("<img srcset='data:image/gif;base64,AA 1w' data-srcset='r.jpg 9w'>", ["r.jpg"]),
         ("<img src='data:image/gif;base64,AA' data-src=real.jpg>", ["real.jpg"]),
         ("<img src=real.jpg data-src='{&quot;default&quot;:&quot;//a/b&quot;}'>", ["real.jpg"]),

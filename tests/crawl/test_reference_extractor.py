@@ -24,7 +24,7 @@ def reference(tree: Element) -> set[str]:
     bases = [node.get("href") for node in tree.iter("base") if node.get("href") is not None]
     base = urljoin(PAGE_URL, bases[0].strip()) if bases else PAGE_URL
     found = set()
-    shown = [[picture, *picture.iter("img")] for picture in tree.iter("picture")]
+    shown = [[picture, *picture.iter("img")] for picture in tree.iter("picture") if picture.find(".//img") is not None]
     within = {node for _, *nodes in shown for node in nodes}
     shown += [[node, node] for node in tree.iter("img") if node not in within]
     for outer, *nodes in shown:
@@ -35,6 +35,9 @@ def reference(tree: Element) -> set[str]:
         offers.sort(key=lambda offer: offer[1], reverse=True)
         texts = [url for url, _ in offers] + [node.get(name) or "" for name in LAZY_SRC for node in nodes]
         texts += [node.get("src") or "" for node in nodes[::-1]]
+        data = [value.split() for node in nodes for name, value in node.items() if name.startswith("data-")]
+        paths = [words[0] for words in data if len(words) == 1 and "/" in words[0]]
+        texts += [path for path in paths if re.search(r"\.(jpe?g|png|gif|webp)$", path.partition("?")[0])]
         for text in texts:
             try:
                 url = normalise(urljoin(base, re.sub(r"[\t\r\n]", "", text.strip())))

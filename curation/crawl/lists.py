@@ -87,6 +87,8 @@ def _batches(
         with local_copy(file, config.crawl, config.fetch.user_agent) as path:
             yield from _of_parquet(str(path), file, source, row_groups)
         return
+    if suffix in (".json", ".jsonl", ".ndjson"):
+        raise InputError(f"{file}: lists are text, CSV, TSV or Parquet; write its URLs and captions into one of these")
     with ExitStack() as stack:
         data = stack.enter_context(open_source(file, config.crawl, config.fetch.user_agent))
         stream = stack.enter_context(_text(data))

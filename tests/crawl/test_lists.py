@@ -155,6 +155,13 @@ def test_a_quote_that_is_left_open_swallows_no_rows(tmp_path, name):
     assert counts == {"damaged_row": 1}
 
 
+def test_json_is_not_taken_for_text(tmp_path):
+    (tmp_path / "x.jsonl").write_text(json.dumps({"url": URLS[0]}))
+
+    with pytest.raises(InputError, match="Parquet"):
+        read(tmp_path / "x.jsonl")
+
+
 def test_a_first_line_that_leaves_a_quote_open_is_an_error(tmp_path):
     (tmp_path / "x.csv").write_text(f'url,"TEXT\n{URLS[0]},a\n')
 

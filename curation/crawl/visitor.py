@@ -19,6 +19,8 @@ from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+import uvloop
+
 from curation.config.fetch import FetchConfig
 from curation.crawl.client import Answer, Client, Heard, RetryLaterError, backoff_s
 from curation.crawl.schedule import Schedule, Turn
@@ -303,7 +305,7 @@ class _LoopThread:
             with suppress(asyncio.CancelledError):  # by stop
                 await self._task
 
-        asyncio.run(main())
+        uvloop.run(main())
 
 
 def _next(

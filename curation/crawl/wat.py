@@ -101,7 +101,7 @@ def _candidates(link: Mapping[str, Any]) -> list[str] | None:
     element, _, attribute = _text(link.get("path")).partition("@/")
     if element.upper() not in _ELEMENTS or attribute not in _SRC | _SRCSET:
         return None
-    srcset = " ".join([_text(link.get("srcset")), _text(link.get("url")) if attribute in _SRCSET else ""])
+    srcset = ", ".join([_text(link.get("srcset")), _text(link.get("url")) if attribute in _SRCSET else ""])
     offers = sorted(parse_srcset(srcset), key=lambda offer: (-offer[1], -offer[2]))
     return [url for url, _, _ in offers] + ([_text(link.get("url"))] if attribute in _SRC else [])
 

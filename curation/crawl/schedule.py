@@ -217,6 +217,7 @@ class Schedule:
         while True:
             if not self._ready and not self._open_next():
                 return None
+            now = self._clock()  # not that of before: a host due since then would come back to this line for ever
             host = self._ready.popleft()
             host.is_queued = False
             if host.begin == host.end and not host.again:

@@ -9,6 +9,7 @@ that started them, and leave Ctrl-C to it.
 import signal
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -61,7 +62,8 @@ class ProcessRunner:
                 for worker in self._workers:
                     if worker.unit is None and waiting:
                         worker.unit = waiting.popleft()
-                        worker.pipe.send((worker.unit, num_cores))
+                        with suppress(BrokenPipeError, ConnectionResetError):  # it died idle, as is met below
+                            worker.pipe.send((worker.unit, num_cores))
                 busy = [worker for worker in self._workers if worker.unit is not None]
                 if not busy:
                     break

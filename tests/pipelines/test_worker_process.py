@@ -5,7 +5,16 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from curation.config import RunConfig
+from curation.errors import StageError
+from curation.pipelines.context import Context
+from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.process_runner import ProcessRunner
+from curation.pipelines.units import Unit
 from curation.processes import start_time
+from curation.store import Run
 
 SPAWN = """
 import sys
@@ -48,6 +57,20 @@ def test_a_worker_ends_when_the_process_that_wanted_it_is_killed(tmp_path):
     while start_time(worker) is not None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert start_time(worker) is None
+
+
+def test_a_worker_that_is_killed_while_it_has_nothing_to_do_is_replaced(tmp_path):
+    config = RunConfig.model_validate({})
+    context, plan, runner = Context(Run(tmp_path), config), build_plan(config), ProcessRunner(1)
+    try:
+        for _ in range(2):
+            with pytest.raises(StageError, match="was given none"):  # said by a worker
+                list(runner.run(context, plan, plan.step("fetch"), [Unit("fetch", "pool", None, {})]))
+            process = runner._workers[0].process
+            process.kill()
+            process.join()
+    finally:
+        runner.close()
 
 
 def test_what_lies_in_the_current_folder_is_not_imported(tmp_path):

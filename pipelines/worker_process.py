@@ -12,8 +12,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -30,6 +32,7 @@ _SAFE_PATH = "PYTHONSAFEPATH"
 _STDERR = 2
 _ROWS_AFTER_S = 0.2
 _PR_SET_PDEATHSIG = 1
+_MAX_SOCKET_FOLDER_BYTES = 103 - len("/pymp-01234567/listener-01234567")  # 107 on Linux
 
 
 @dataclass
@@ -62,12 +65,19 @@ class Spawner:
         self.stop = self._processes.Event()
 
     def start_ahead(self) -> None:
-        """Start the server, without waiting until it is ready."""
+        """Start the server, without waiting until it is ready.
+
+        Raises:
+            CurationError: It cannot be started.
+        """
         before = os.environ.get(_SAFE_PATH)
         os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
         try:
-            forkserver.ensure_running()
+            with _short_temporary_folder():
+                forkserver.ensure_running()
+        except OSError as error:
+            raise CurationError(f"no worker can be started: {error}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if before is None:
@@ -105,6 +115,18 @@ class Spawner:
             theirs.close()
             log_to.close()
         return WorkerProcess(process, ours)
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Keep the server's socket out of a folder for temporary files whose name is longer than sockets' may be."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _MAX_SOCKET_FOLDER_BYTES:
+        tempfile.tempdir = "/tmp"  # noqa: S108  # a folder that only this user may enter is made there
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _serve(pipe: Connection, stop: Any, log_to: Connection, log_level: int, run: tuple[str, str, str]) -> None:

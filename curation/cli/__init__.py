@@ -56,6 +56,7 @@ def entry() -> None:
     What is registered for the end of a process is run, but libraries' C++ globals are not torn down: their threads may
     still be there, and were seen to abort one in ten processes whose work was done.
     """
+    _open_closed_streams()
     leave_pandas_out()
     code = main()
     with suppress(BrokenPipeError):
@@ -63,6 +64,18 @@ def entry() -> None:
     sys.stderr.flush()
     atexit._run_exitfuncs()
     os._exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Open what whoever started this process has closed: else a file of ours gets its number, and the messages."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -101,3 +101,20 @@ def test_a_worker_that_nobody_listens_to_any_more_ends_without_a_word(tmp_path):
     done = subprocess.run([sys.executable, script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60)
 
     assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_a_run_needs_neither_open_streams_nor_a_short_folder_for_temporary_files(tmp_path):
+    (tmp_path / "urls.txt").write_text("https://h.example/a.jpg\n")
+    (tmp_path / "my.yaml").write_text(f"pool: {{inputs: [{{kind: urls, path: {tmp_path}/urls.txt}}]}}")
+    temporary = tmp_path / ("long" * 30)
+    temporary.mkdir()
+    command = [sys.executable, "-m", "curation.cli", "run", "--config", str(tmp_path / "my.yaml")]
+    command += ["--run", str(tmp_path / "run"), "--stage", "crawl"]
+
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *command], env=os.environ | {"TMPDIR": str(temporary)}, timeout=60
+    )
+
+    assert closed.returncode == 0
+    assert Run(tmp_path / "run").read_table("pool", "crawl", 0).num_rows == 1
+    assert not list(temporary.glob("pymp-*"))

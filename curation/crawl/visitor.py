@@ -284,7 +284,9 @@ class _LoopThread:
     def __init__(self, work: Coroutine[None, None, None]) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="fetch")
         self._started = threading.Event()
+        self._task: asyncio.Future[None] | None = None
         self.done = self._thread.submit(self._run, work)
+        self.done.add_done_callback(lambda _: self._started.set())  # it may end before it starts
         self._started.wait()
 
     def call(self, function: Callable[[], object]) -> None:
@@ -294,7 +296,8 @@ class _LoopThread:
 
     def stop(self) -> None:
         """Cancel the coroutine where it still runs, and wait for its end."""
-        self.call(self._task.cancel)
+        if self._task is not None:
+            self.call(self._task.cancel)
         self._thread.shutdown(wait=True)
 
     def _run(self, work: Coroutine[None, None, None]) -> None:
@@ -305,7 +308,12 @@ class _LoopThread:
             with suppress(asyncio.CancelledError):  # by stop
                 await self._task
 
-        uvloop.run(main())
+        whole = main()
+        try:
+            uvloop.run(whole)
+        finally:
+            for coroutine in (whole, work):  # where there was no loop to run them in
+                coroutine.close()
 
 
 def _next(

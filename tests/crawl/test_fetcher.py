@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -51,6 +52,16 @@ def test_an_image_comes_with_its_bytes_and_size(site, settings, make_image):
     assert fetched.data == make_image(9)
     assert (fetched.info.format, fetched.info.width, fetched.info.height) == ("jpeg", 48, 48)
     assert (fetched.http_status, fetched.detail) == (200, "")
+
+
+def test_an_event_loop_that_cannot_be_made_is_an_error_and_no_wait(site, settings, monkeypatch):
+    def fails(_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("curation.crawl.visitor.uvloop.run", fails)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        outcomes(site, settings(), "/image/9.jpg")
 
 
 def test_every_hostile_answer_has_its_reason_and_good_ones_still_arrive(site, settings):

@@ -5,6 +5,7 @@ import re
 MAX_WORK = 4_000_000  # patterns x characters of a URL: about 10 ms, in which nothing else is done
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _NOT_ASCII = re.compile(r"(?:%[89A-F][0-9A-F])+")
+_NEVER_RAW = re.compile(r"""[ "'<>^`{}]""")  # or only in some parts of a normalised URL
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -46,13 +47,14 @@ def comparable(text: str) -> str:
     """Return a URL or a part of one in the spelling that patterns are compared in.
 
     Percent-encoded letters, digits, ``-._~`` are decoded, other escapes get upper case digits, and what is no ASCII is
-    percent-encoded.
+    percent-encoded, and so is what some part of a normalised URL never holds, such as a space.
 
     Source:
         RFC 3986, section 6.2.2.
     """
     if not text.isascii():
         text = _escaped(text.encode("utf-8", "replace"))
+    text = _NEVER_RAW.sub(lambda found: f"%{ord(found[0]):02X}", text)
     return _ESCAPE.sub(_decoded, text) if "%" in text else text
 
 

@@ -4,6 +4,7 @@ import re
 import time
 
 from curation.crawl.globs import Glob, comparable, path_glob
+from curation.crawl.urls import parse
 
 
 def test_globs_match_as_a_regular_expression_does():
@@ -36,3 +37,9 @@ def test_spellings_of_one_path_compare_equal():
     assert comparable("/%61%7e%2f%c3%a4") == comparable("/a~%2F%C3%A4") == comparable("/a~%2fä")
     assert comparable("/%2a%24%zz%") == "/%2A%24%zz%"
     assert comparable("\ud800") == "?"
+
+
+def test_what_urls_never_hold_as_it_is_compares_equal_to_how_they_hold_it():
+    raw = """/a b"<c>`{d}^?e f"<g>'{h}^`"""
+
+    assert path_glob(raw + "$").matches(comparable(parse("https://a.example" + raw).path_and_query))

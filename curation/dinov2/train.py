@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,13 +37,13 @@ from curation.dinov2.device import device_of, peak_memory_bytes
 from curation.dinov2.event_files import EventFiles
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
-from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
+from curation.dinov2.network import Answers, Network, kept_rows, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
 from curation.dinov2.watch import Watch
-from curation.dinov2.world import World
+from curation.dinov2.world import World, clear_failures
 from curation.errors import TrainError
 
 # Settings that change no weight but by rounding: a run may go on with others.
@@ -121,20 +121,20 @@ def train(
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
-        manifests = open_manifests(manifest, config)
-        batches = Batches(manifests, config, world)
-        trained_on = [
-            ManifestShare(images.digest, len(images), share)
-            for images, share in zip(manifests, shares(manifests, config), strict=True)
-        ]
-        with world.together():
-            if world.rank == 0:
-                _open(output, config, trained_on, resume)
-        run = _Run(config, target, world, output)
-        run.restore()
-        if run.progress.step < config.schedule.steps:
-            run.go(batches, on_step, should_stop)
-        return run.result()
+        with clear_failures():
+            with world.together():
+                manifests = open_manifests(manifest, config)
+                batches = Batches(manifests, config, world)
+                trained_on = [
+                    ManifestShare(images.digest, len(images), share)
+                    for images, share in zip(manifests, shares(manifests, config), strict=True)
+                ]
+                if world.rank == 0:
+                    _open(output, config, trained_on, resume)
+            run = _Run(config, target, world, output)
+            if run.progress.step < config.schedule.steps:
+                run.go(batches, on_step, should_stop)
+            return run.result()
     finally:
         if is_own_group:
             world.leave()
@@ -191,41 +191,62 @@ class _Run:
         self._checkpoints = Checkpoints(output, config.checkpoint.keep)
         self._output = output
         self._saved: Path | None = None
-        student, teacher = student_and_teacher(config)
-        guide = phases.guide(config)
-        self._student, self._teacher = student.to(device), teacher.to(device)
-        self._guide = self._teacher if guide is None else guide.to(device)  # whose answers are targets
-        networks = list(dict.fromkeys((self._student, self._teacher, self._guide)))
-        sharing.prepare(networks, config)
-        if world.size > 1 and config.parallel == "fsdp":
-            sharing.cut(networks, world, device)
-        self._learner: nn.Module = self._student
-        if world.size > 1 and config.parallel == "ddp":
-            self._learner = sharing.copied(self._student, device)
-        self._optimizer = Optimizer(self._student, config.optim)
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
-        self._watch = Watch(config, device)
         self._aside_s = 0.0  # that the latest step spent on what is no training
+        with world.together():
+            self._watch = Watch(config, device)
+            self._student, self._teacher, self._guide = self._networks()
+            tensors = self._begin()
+        self._learner: nn.Module = self._student
+        self._share()
+        self._optimizer = Optimizer(self._student, config.optim)
+        with self._clear_misfits():
+            self._optimizer.restore(tensors, self.progress.num_updates)
 
-    def restore(self) -> None:
-        """Take over the newest checkpoint; where there is none, what the run is to begin with."""
+    def _networks(self) -> tuple[Network, Network, Network]:
+        """Return student, teacher and whoever's answers are targets: the teacher, but for distillation."""
+        student, teacher = (network.to(self._device) for network in student_and_teacher(self._config))
+        guide = phases.guide(self._config)
+        networks = student, teacher, teacher if guide is None else guide.to(self._device)
+        sharing.prepare(dict.fromkeys(networks), self._config)
+        return networks
+
+    def _begin(self) -> dict[str, Tensor]:
+        """Take over the newest checkpoint and return its tensors; without one, begin with what the settings name."""
         newest = self._checkpoints.newest()
         if newest is None:
             phases.begin(self._config, self._student, self._teacher, self._centrings)
-            return
-        progress, tensors, path = newest
-        try:
+            return {}
+        self.progress, tensors, self._saved = newest
+        with self._clear_misfits():
             for kind, network in (("student", self._student), ("teacher", self._teacher)):
                 sharing.load(network, _under(tensors, kind))
-            self._optimizer.restore(tensors, progress.num_updates)
             self._centrings.restore(tensors)
+        self._watch.recall(self._output / "log.jsonl", self.progress.step)
+        _log.info("going on from %s", self._saved)
+        return tensors
+
+    def _share(self) -> None:
+        """Join the networks of all processes, which must have begun with the same."""
+        steps = self._world.gather(torch.tensor([self.progress.step], device=self._device)).tolist()
+        if len(set(steps)) > 1:
+            raise TrainError(
+                f"{self._output}: processes see checkpoints of different steps there ({', '.join(map(str, steps))}); "
+                "--output must be one folder that all of them share"
+            )
+        if self._world.size > 1 and self._config.parallel == "fsdp":
+            sharing.cut(dict.fromkeys((self._student, self._teacher, self._guide)), self._world, self._device)
+        elif self._world.size > 1:
+            self._learner = sharing.copied(self._student, self._device)
+
+    @contextmanager
+    def _clear_misfits(self) -> Iterator[None]:
+        try:
+            yield
         except (RuntimeError, KeyError) as error:
-            raise TrainError(f"{path}: does not fit these settings: {error}") from error
-        self.progress, self._saved = progress, path
-        self._watch.recall(self._output / "log.jsonl", progress.step)
-        _log.info("going on from %s", path)
+            raise TrainError(f"{self._saved}: does not fit these settings: {error}") from error
 
     def go(
         self,
@@ -238,9 +259,10 @@ class _Run:
         started = time.perf_counter()
         is_first = self._world.rank == 0
         with ExitStack() as files:
-            logs = list(self._logs()) if is_first else []
-            for log in logs:
-                files.enter_context(log)
+            with self._world.together():
+                logs = list(self._logs()) if is_first else []
+                for log in logs:
+                    files.enter_context(log)
             for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
@@ -248,10 +270,11 @@ class _Run:
                 report.figures["images_per_s"] = self._config.data.batch_size / seconds
                 report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
-                for log in logs:
-                    log.write(report)
-                if is_first:
-                    (on_step or _say)(report)
+                with self._world.together():
+                    for log in logs:
+                        log.write(report)
+                    if is_first:
+                        (on_step or _say)(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
                 is_best = self._is_best(report)
@@ -275,14 +298,19 @@ class _Run:
         return answers.cls_ND
 
     def _read(self, batches: Batches) -> Iterator[list[Batch]]:
-        """Yield the batches that are left; where one cannot be read, what was learned so far is saved first."""
-        try:
-            yield from batches.between(self.progress.step, self._config.schedule.steps)
-        except TrainError:
-            # Several processes save together or not at all, and the others may have read theirs.
-            if self._world.size == 1 and self.progress.step:
-                self._save(is_best=False)
-            raise
+        """Yield the batches that are left; where one process cannot read its own, what was learned so far is saved."""
+        with closing(batches.between(self.progress.step, self._config.schedule.steps)) as left:
+            while True:
+                try:
+                    with self._world.together():
+                        parts = next(left, None)
+                except Exception:
+                    if self.progress.step:
+                        self._save(is_best=False)
+                    raise
+                if parts is None:
+                    return
+                yield parts
 
     def result(self) -> TrainResult:
         """Say where the run stands."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -391,6 +392,17 @@ def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings,
     assert lines(tmp_path)[-1]["skipped_steps"] == 1
     assert all(value.equal(after[name]) for name, value in before.items())
     assert all(value.isfinite().all() for value in newest_tensors(result).values())
+
+
+def test_a_device_without_memory_is_one_clear_line(manifest, settings, tmp_path, monkeypatch):
+    def too_large(*_, **__):  # as PyTorch says it of a GPU
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee documentation")
+
+    monkeypatch.setattr(Inputs, "of", too_large)
+    with pytest.raises(
+        TrainError, match=r"raise data\.micro_batches .*\(CUDA out of memory\. Tried to allocate 2\.00 GiB"
+    ):
+        train(manifest, settings(), tmp_path, resume=False, device="cpu")
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterrupted, tmp_path):

@@ -66,6 +66,14 @@ def test_how_often_monitors_look_changes_no_weight(manifest, settings, labelled,
     assert seen.checkpoint.read_bytes() == unseen.checkpoint.read_bytes()
 
 
+def test_a_knn_of_features_that_are_not_finite_ends_no_run(settings, labelled):
+    config = settings(monitors={"knn": {"data": {"path": labelled}, "k": 5}})
+    figures = SmallKnn(config.monitors.knn, config, torch.device("cpu"))(lambda x: torch.full((len(x), 4), math.nan))
+
+    assert math.isnan(figures["knn_top1"])
+    assert figures["knn_top1_pixels"] > 0.9
+
+
 def test_the_small_knn_is_no_part_of_the_pace_of_training(manifest, settings, labelled, tmp_path, monkeypatch):
     figures = SmallKnn.__call__
     monkeypatch.setattr(SmallKnn, "__call__", lambda self, encode: time.sleep(3) or figures(self, encode))

@@ -107,18 +107,21 @@ def _train(options: argparse.Namespace) -> int:
 
         run = partial(train_on_ray, address=options.ray_address)
     stop = Stop()
-    with stop, train_reporter(sys.stderr) as on_step:
-        result = run(
-            None if options.manifest is None else _manifest_of(options.manifest),
-            config,
-            Path(options.output),
-            resume=options.resume,
-            device=options.device,
-            on_step=on_step,
-            should_stop=stop.is_set,
-        )
+    try:
+        with stop, train_reporter(sys.stderr) as on_step:
+            result = run(
+                None if options.manifest is None else _manifest_of(options.manifest),
+                config,
+                Path(options.output),
+                resume=options.resume,
+                device=options.device,
+                on_step=on_step,
+                should_stop=stop.is_set,
+            )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command with --resume goes on from the newest checkpoint") from error
     if not result.finished:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"step {result.steps} is saved, and the same command with --resume goes on")
     if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one speaks
         return 0
     print(f"teacher     {result.teacher}")

@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -210,13 +211,13 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(on_cpu, temporary, metadata=dict(metadata)))
+    write_whole(path, lambda temporary: save_file(on_cpu, temporary, metadata=dict(metadata)))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(content, allow_nan=False, indent=1)
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -235,11 +236,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and put it there, whole or not at all, for all whom the umask lets read.
+
+    Raises:
+        DiskFullError: There is no space.
+        TrainError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     with clear_errors(path, path.name):
         try:
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             write(temporary)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -262,7 +272,8 @@ class clear_errors:  # noqa: N801 - reads as a statement
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             if full:
                 raise DiskFullError(
-                    f"{self._path}: no space left for {self._what}; free some and go on with --resume"
+                    f"{self._path}: no space left for {self._what}; free some and run the command again "
+                    "(`curate train` with --resume)"
                 ) from error
             raise TrainError(f"{self._path}: cannot be written: {error}") from error
 

@@ -1,6 +1,8 @@
 """What others load gives what the trainer's own backbone gives."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from curation.dinov2 import export, names, published
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.train import train
-from curation.errors import DimensionError, TrainError
+from curation.errors import DimensionError, DiskFullError, TrainError
 from curation.models import torchvision_shim
 
 SHAPE = {"dim": 24, "depth": 2, "heads": 2, "patch_px": 14, "layer_scale": 0.5}
@@ -131,8 +133,11 @@ def test_a_file_may_be_for_images_of_another_size(tmp_path):
     cls_ND, _ = torch.jit.load(tmp_path / "model.pt")(image(518))
 
     torch.testing.assert_close(cls_ND, backbone([image(518)])[0].cls_ND, rtol=0, atol=1e-5)
-    with pytest.raises(TrainError, match="must be a multiple of the patch, 14"):
-        export.at_size(backbone, 500)
+    for side_px in (500, 14_000_000):
+        with pytest.raises(
+            TrainError, match=f"--image-px {side_px} must be a multiple of the patch, 14, of at most 8192"
+        ):
+            export.at_size(backbone, side_px)
 
 
 @pytest.mark.parametrize(("kind", "channels"), [("timm", 4), ("timm", 6), ("transformers", 4), ("transformers", 6)])
@@ -189,6 +194,24 @@ def test_onnx_agrees_for_any_number_of_images(tmp_path, side_px, changes):
         torch.testing.assert_close(torch.from_numpy(cls_ND), ours.cls_ND, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(patches_NPD), ours.patches_NPD, rtol=0, atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["mean"]) == list(config.crops.mean)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_an_export_that_does_not_fit_leaves_what_was_there(tmp_path, monkeypatch, kind):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    backbone, config = conditioned(56)
+    output = tmp_path / "model"
+    output.write_text("before")
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    monkeypatch.setattr("torch.onnx.ONNXProgram.save", no_space)
+    with pytest.raises(DiskFullError, match="no space left for model; free some and run the command again"):
+        export.FORMATS[kind](backbone, config, 3, output)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert output.read_text() == "before"
 
 
 @shapes()

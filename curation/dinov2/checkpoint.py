@@ -22,6 +22,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from curation.errors import DiskFullError, TrainError
 
 _NAME = re.compile(r"step_(\d{8,})\.json")
 _MAX_JSON_BYTES = 10_000_000
+_COUNTS = ("step", "num_updates", "num_skipped", "skipped_in_a_row", "num_replaced")
 
 _log = logging.getLogger(__name__)
 
@@ -71,9 +73,16 @@ class Progress:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Progress":
-        """Return what was written down."""
+        """Return what was written down.
+
+        Raises:
+            TypeError: It is something else.
+        """
         best = content.get("best")
-        return cls(**{**content, "best": None if best is None else Best(**best)})
+        found = cls(**{**content, "best": None if best is None else Best(**best)})
+        if not all(isinstance(getattr(found, name), int) for name in _COUNTS):
+            raise TypeError(f"{', '.join(_COUNTS)} must be whole numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -167,22 +176,32 @@ class Checkpoints:
         return self._folder / f"step_{progress.step:08d}.safetensors"
 
     def newest(self) -> tuple[Progress, dict[str, Tensor], Path] | None:
-        """Return the newest complete checkpoint; a damaged one is passed over with a warning."""
+        """Return the newest complete checkpoint, None where there never was one; damaged ones are passed over.
+
+        Raises:
+            TrainError: All are damaged.
+        """
+        damaged = None
         for step in self._steps():
             path = self._folder / f"step_{step:08d}.safetensors"
             try:
                 content = read_json(path.with_suffix(".json"))
-                if _sha256(path) != content["sha256"]:
+                progress = Progress.of(content["progress"])
+                if progress.step != step or _sha256(path) != content["sha256"]:
                     raise TrainError(f"{path}: is not what was written")
-                return Progress.of(content["progress"]), load_file(path), path
-            except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
+                return progress, load_file(path), path
+            except (TrainError, OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
+                damaged = path
+        if damaged is not None:
+            raise TrainError(f"{damaged.parent}: all checkpoints are damaged; delete them to begin anew")
         return None
 
     def newest_digest(self) -> str | None:
         """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
         for step in self._steps():
-            return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
+            with suppress(TrainError):  # said, and passed over, when it is read
+                return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
         return None
 
     def _steps(self) -> Iterator[int]:

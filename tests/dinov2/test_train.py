@@ -3,6 +3,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.log import read
 from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
 from curation.errors import DiskFullError, TrainError
@@ -156,14 +158,58 @@ def test_a_killed_process_resumes_to_the_same_weights(manifest, settings, uninte
     assert_same_run(uninterrupted, train(manifest, settings(), output, resume=True, device="cpu"))
 
 
-def test_a_damaged_checkpoint_is_passed_over(manifest, settings, uninterrupted, tmp_path, caplog):
-    result = train(manifest, settings(), tmp_path, resume=False, device="cpu")
-    size = result.checkpoint.stat().st_size
-    with result.checkpoint.open("r+b") as file:
-        file.truncate(size - 1)
+def truncate(checkpoint):
+    os.truncate(checkpoint, checkpoint.stat().st_size - 1)
 
-    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path, resume=True, device="cpu"))
+
+def tell_another_step(checkpoint):
+    marker = checkpoint.with_suffix(".json")
+    marker.write_text(marker.read_text().replace('"step": 8', '"step": 7'))
+
+
+def count_in_words(checkpoint):
+    marker = checkpoint.with_suffix(".json")
+    marker.write_text(marker.read_text().replace('"num_updates": 8', '"num_updates": "8"'))
+
+
+def write_a_list(checkpoint):
+    checkpoint.with_suffix(".json").write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [truncate, tell_another_step, count_in_words, write_a_list])
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, manifest, settings, tmp_path, caplog, damage):
+    shutil.copytree(uninterrupted.log.parent, tmp_path / "run")
+    damage(tmp_path / "run/checkpoints/step_00000008.safetensors")
+
+    assert_same_run(uninterrupted, train(manifest, settings(), tmp_path / "run", resume=True, device="cpu"))
     assert "is damaged and was passed over" in caplog.text
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(uninterrupted, manifest, settings, tmp_path):
+    shutil.copytree(uninterrupted.log.parent, tmp_path / "run")
+    for checkpoint in (tmp_path / "run/checkpoints").glob("*.safetensors"):
+        truncate(checkpoint)
+    before = (tmp_path / "run/log.jsonl").read_bytes()
+
+    with pytest.raises(TrainError, match="all checkpoints are damaged; delete them to begin anew"):
+        train(manifest, settings(), tmp_path / "run", resume=True, device="cpu")
+    assert (tmp_path / "run/log.jsonl").read_bytes() == before
+
+
+def test_what_something_else_wrote_into_the_log_costs_no_line_of_it(manifest, settings, uninterrupted, tmp_path):
+    train(manifest, settings(), tmp_path, resume=False, device="cpu", should_stop=stop_after(4))
+    log = tmp_path / "log.jsonl"
+    first, *rest = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"\xff\n[1]\n" + first + b'{"step": "2"}\n' + b"".join(rest) + b"{}\n")
+    resumed = train(manifest, settings(), tmp_path, resume=True, device="cpu")
+
+    assert [line["step"] for line in read(log)] == list(range(1, 9))
+    assert all(value.equal(newest_tensors(uninterrupted)[name]) for name, value in newest_tensors(resumed).items())
+
+
+def stop_after(steps):
+    seen = []
+    return lambda: seen.append(1) or len(seen) == steps
 
 
 def test_resuming_a_finished_run_does_nothing(manifest, settings, tmp_path):

@@ -125,6 +125,16 @@ class Checkpoints:
         self._folder = output / "checkpoints"
         self._keep = keep
 
+    def is_used(self) -> bool:
+        """Return whether the run's folder holds more than what a run leaves that failed before its first step."""
+        visible = {path.name: path for path in self._output.iterdir() if not path.name.startswith(".")}
+        if "train.json" in visible:
+            del visible["train.json"]
+            for name in ("checkpoints", "log.jsonl"):
+                if name in visible and _is_empty(visible[name]):
+                    del visible[name]
+        return bool(visible)
+
     def start(self, identity: Identity) -> None:
         """Make the folders and write down what the run is."""
         with clear_errors(self._output, "the run's folder"):
@@ -295,6 +305,10 @@ class clear_errors:  # noqa: N801 - reads as a statement
                     "(`curate train` with --resume)"
                 ) from error
             raise TrainError(f"{self._path}: cannot be written: {error}") from error
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
 
 
 def _sha256(path: Path) -> str:

@@ -145,7 +145,7 @@ def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], res
     settings = flattened(config.model_dump(mode="json"))
     if output.exists() and not output.is_dir():
         raise TrainError(f"{output}: is not a folder; give another one")
-    used = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
+    used = output.is_dir() and checkpoints.is_used()
     if used and not resume:
         raise TrainError(f"{output}: is not empty; go on with --resume, or give another folder")
     before = checkpoints.identity() if used else None

@@ -21,7 +21,7 @@ from curation.dinov2.config import TrainConfig
 from curation.dinov2.log import read
 from curation.dinov2.objective import Inputs
 from curation.dinov2.train import train
-from curation.errors import DiskFullError, TrainError
+from curation.errors import CurationError, DiskFullError, TrainError
 from curation.settings import dump, load
 
 REPO = Path(__file__).parents[2]
@@ -401,6 +401,17 @@ def test_a_used_folder_needs_resume(manifest, settings, tmp_path):
         train(manifest, settings(), tmp_path, resume=False, device="cpu")
     with pytest.raises(TrainError, match="holds no training run to resume"):
         train(manifest, settings(), tmp_path, resume=True, device="cpu")
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_nothing_in_the_way(manifest, settings, tmp_path):
+    wrong = settings(start={"backbone": str(tmp_path / "nowhere.pth")}, heads__ibot=None)
+    unreadable = settings(monitors={"knn": {"data": {"path": str(tmp_path / "nowhere.parquet")}}})
+    for config in (wrong, unreadable):
+        with pytest.raises(CurationError, match="nowhere"):
+            train(manifest, config, tmp_path / "run", resume=False, device="cpu")
+    stopped = train(manifest, settings(), tmp_path / "run", resume=False, device="cpu", should_stop=lambda: True)
+
+    assert stopped.steps == 1
 
 
 def test_a_device_that_is_not_there_is_refused(manifest, settings, tmp_path):

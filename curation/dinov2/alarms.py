@@ -80,6 +80,6 @@ class Alarms:
                     f"gradients of {part} are {values[name]:.3g}, {values[name] / usual:.0f} times the usual "
                     f"{usual:.3g}: training is about to diverge; {_ADVICE}"
                 )
-            else:  # what is unusual must not become usual
+            elif values[name] > 0:  # what is unusual must not become usual; a part may learn nothing for a while
                 before.append(values[name])
         return signs

@@ -4,7 +4,7 @@
 
     output/train.json                          settings and the manifests' digests, written first
     output/log.jsonl                           one line a step
-    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
+    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, step/…, centre/…
     output/checkpoints/step_00000020.json      step, counters, cursor, digests; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
     output/teacher_best.safetensors            that of the best checkpoint, where there is a metric to compare by

@@ -236,9 +236,15 @@ class _Run:
                 f"{self._output}: processes see checkpoints of different steps there ({', '.join(map(str, steps))}); "
                 "--output must be one folder that all of them share"
             )
+        self._student.heads_alone = self._schedules.at(self.progress.step).backbone_lr_mult == 0
         if self._world.size > 1 and self._config.parallel == "fsdp":
             sharing.cut(dict.fromkeys((self._student, self._teacher, self._guide)), self._world, self._device)
         elif self._world.size > 1:
+            self._learner = sharing.copied(self._student, self._device)
+
+    def _let_backbone_learn(self) -> None:
+        self._student.heads_alone = False
+        if self._world.size > 1 and self._config.parallel == "ddp":
             self._learner = sharing.copied(self._student, self._device)
 
     @contextmanager
@@ -332,6 +338,8 @@ class _Run:
     def _step(self, parts: list[Batch]) -> StepReport:
         config, step = self._config, parts[0].step
         now = self._schedules.at(step)
+        if self._student.heads_alone and now.backbone_lr_mult:
+            self._let_backbone_learn()
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():

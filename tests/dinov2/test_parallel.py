@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from curation.dinov2.data import ManifestImages
+from curation.dinov2.network import student_and_teacher
 from curation.dinov2.train import train
 from curation.dinov2.world import World
 from curation.errors import TrainError
@@ -215,6 +216,19 @@ def test_a_student_is_distilled_alike_by_one_process_and_two(processes, manifest
     assert first["alone"].endswith("is not empty; go on with --resume, or give another folder")
     assert second["alone"] == f"process 0 failed: {first['alone']}"
     for name in configs:
+        assert_same_losses(tmp_path / "alone", tmp_path / name)
+
+
+def test_heads_are_warmed_up_alike_by_one_process_and_two(processes, manifest, settings, tmp_path):
+    save_file(student_and_teacher(settings(seed=1))[0].backbone.state_dict(), tmp_path / "backbone.safetensors")
+    start = {"backbone": str(tmp_path / "backbone.safetensors"), "head_warmup_steps": 2}
+    configs = {kind: of(settings, "sinkhorn_knopp", start=start, parallel=kind) for kind in ("ddp", "fsdp")}
+    parts = of(settings, "sinkhorn_knopp", start=start, data__micro_batches=2)
+    train(manifest, configs["ddp"], tmp_path / "alone", resume=False, device="cpu")
+    jobs = [job(manifest, config, tmp_path / name) for name, config in {**configs, "parts": parts}.items()]
+    assert processes.run(*jobs) == [{}, {}]
+
+    for name in (*configs, "parts"):
         assert_same_losses(tmp_path / "alone", tmp_path / name)
 
 

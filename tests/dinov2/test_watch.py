@@ -66,6 +66,14 @@ def test_how_often_monitors_look_changes_no_weight(manifest, settings, labelled,
     assert seen.checkpoint.read_bytes() == unseen.checkpoint.read_bytes()
 
 
+def test_a_part_that_begins_to_learn_is_no_reason_for_a_warning(settings):
+    alarms = Alarms(settings(schedule__warmup_steps=0))
+    norms = [0.0] * 20 + [1.0] * 20
+    said = [alarms.see(step, {"grad_norm_backbone": norm}) for step, norm in enumerate(norms, start=1)]
+
+    assert not any(said)
+
+
 def test_a_knn_of_features_that_are_not_finite_ends_no_run(settings, labelled):
     config = settings(monitors={"knn": {"data": {"path": labelled}, "k": 5}})
     figures = SmallKnn(config.monitors.knn, config, torch.device("cpu"))(lambda x: torch.full((len(x), 4), math.nan))

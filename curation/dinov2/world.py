@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from curation.errors import TrainError
+from curation.errors import LostProcessError, TrainError
 
 _LETTING_GO_S = 0.2
 _MAX_WORDS_BYTES = 4096
@@ -136,7 +136,8 @@ def clear_failures() -> Iterator[None]:
     """Say in words what ends training from outside: memory that is full, and another process that is gone.
 
     Raises:
-        TrainError: Instead of what PyTorch raises.
+        TrainError: There is no memory.
+        LostProcessError: Another process is gone.
     """
     try:
         yield
@@ -148,7 +149,7 @@ def clear_failures() -> Iterator[None]:
         ) from error
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error):  # whose errors have no class of their own
-            raise TrainError(
+            raise LostProcessError(
                 "another process ended, and its last words say why (killed or out of memory, where it has none); the "
                 f"newest checkpoint is kept, and --resume goes on from it ({_first_line(error)})"
             ) from error

@@ -1,10 +1,12 @@
-"""One of several processes that train together: ``parallel_worker.py RANK SIZE STORE``.
+"""One of several processes that work together: ``parallel_worker.py RANK SIZE STORE``.
 
-It reads lists of jobs from its input, JSON a line, and answers each with a line ``answer`` and the errors of the runs.
+It reads lists of jobs from its input, JSON a line, and answers each with a line ``answer`` and the errors of the runs,
+by the name of their output. A job is a run to train, or a script of this folder (``script``, ``arguments``).
 """
 
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -61,6 +63,10 @@ distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank,
 for line in sys.stdin:
     errors = {}
     for job in json.loads(line):
+        if "script" in job:
+            sys.argv = [job["script"], *job["arguments"]]
+            runpy.run_path(str(Path(__file__).with_name(job["script"])))
+            continue
         samples = job["samples"]
         error = run(job)
         if error is not None:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,6 @@ from curation.dinov2.scores import Projected, Scores
 
 _DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 GOLDEN = _DATA.parent / "reference" / "dinov2_golden"
-
-WORKER = Path(__file__).with_name("golden_worker.py")
 
 pytestmark = [
     pytest.mark.shared_data,
@@ -163,17 +159,10 @@ def test_ibot_loss_and_gradients(loss_data, variant, step):
     check_ibot(data, variant, step, p.split([rows])[0], config)
 
 
-def test_losses_on_two_ranks(tmp_path):
+def test_losses_on_two_ranks(processes, tmp_path):
     file = GOLDEN / "losses_2ranks.safetensors"
     expected = load_file(file)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), tmp_path / "store", file, tmp_path / f"{rank}.safetensors"],
-            env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
-        )
-        for rank in (0, 1)
-    ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    assert processes.run({"script": "golden_worker.py", "arguments": [str(file), str(tmp_path)]}) == [{}, {}]
     for rank in (0, 1):
         found, wanted = load_file(tmp_path / f"{rank}.safetensors"), under(expected, f"out/rank{rank}/")
         assert found.keys() == wanted.keys()

@@ -19,56 +19,8 @@ from curation.dinov2.world import World
 from curation.errors import TrainError
 from curation.settings import dump
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
+REPO = Path(__file__).parents[2]
 STEPS = 5
-
-
-class Processes:
-    """Processes that train together, as often as they are told to."""
-
-    def __init__(self, folder, size=2):
-        arguments = [sys.executable, str(WORKER)]
-        environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-        self._folder = folder
-        self._workers = []
-        for rank in range(size):
-            with (folder / f"{rank}.stderr").open("w") as stderr:
-                self._workers.append(
-                    subprocess.Popen(
-                        [*arguments, str(rank), str(size), str(folder / "store")],
-                        env=environment,
-                        stdin=subprocess.PIPE,
-                        stdout=subprocess.PIPE,
-                        stderr=stderr,
-                        text=True,
-                    )
-                )
-
-    def run(self, *jobs):
-        """Run jobs, one after the other; return the errors of each process, by the name of the job's output."""
-        for worker in self._workers:
-            worker.stdin.write(json.dumps(jobs) + "\n")
-            worker.stdin.flush()
-        return [self._answer(rank) for rank in range(len(self._workers))]
-
-    def _answer(self, rank):
-        for line in self._workers[rank].stdout:  # gloo speaks there too
-            if line.startswith("answer "):
-                return json.loads(line.removeprefix("answer "))
-        return f"ended with {self._workers[rank].wait()}: {(self._folder / f'{rank}.stderr').read_text()[-3000:]}"
-
-    def close(self):
-        for worker in self._workers:
-            worker.kill()
-            worker.communicate()
-
-
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Return two processes; starting them takes longer than most of what they do."""
-    both = Processes(tmp_path_factory.mktemp("processes"))
-    yield both
-    both.close()
 
 
 def job(manifest, config, output, **changes):
@@ -255,13 +207,10 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_words_and_loses_no_st
 
 
 @pytest.mark.slow
-def test_the_death_of_one_process_ends_the_others_with_a_clear_line(manifest, settings, tmp_path):
-    both = Processes(tmp_path)
+def test_the_death_of_one_process_ends_the_others_with_a_clear_line(start_processes, manifest, settings, tmp_path):
     dies = job(manifest, of(settings, "sinkhorn_knopp"), tmp_path / "run", dies_after={"1": 2})
-    try:
+    with start_processes(tmp_path) as both:
         first, second = both.run(dies)
-    finally:
-        both.close()
 
     assert second.startswith("ended with 3")
     assert "another process ended" in first["run"]
@@ -274,7 +223,7 @@ def test_torchrun_starts_what_trains_together(manifest, settings, tmp_path):
     train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "curation.cli", "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "run"), "--device", "cpu"],
         env=environment,

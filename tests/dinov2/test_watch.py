@@ -84,11 +84,11 @@ def test_a_knn_of_features_that_are_not_finite_ends_no_run(settings, labelled):
 
 def test_the_small_knn_is_no_part_of_the_pace_of_training(manifest, settings, labelled, tmp_path, monkeypatch):
     figures = SmallKnn.__call__
-    monkeypatch.setattr(SmallKnn, "__call__", lambda self, encode: time.sleep(3) or figures(self, encode))
+    monkeypatch.setattr(SmallKnn, "__call__", lambda self, encode: time.sleep(1) or figures(self, encode))
     knn = {"data": {"path": labelled}, "k": 5, "every_steps": 4}
     train(manifest, settings(schedule__steps=4, monitors={"knn": knn}), tmp_path, resume=False, device="cpu")
 
-    assert lines(tmp_path)[-1]["images_per_s"] > 4 / 3  # four images, in less than the k-NN alone took
+    assert lines(tmp_path)[-1]["images_per_s"] > 4 / 1  # four images, in less than the k-NN alone took
 
 
 def test_the_small_knn_is_that_of_an_evaluation(manifest, settings, labelled, tmp_path):

@@ -15,7 +15,10 @@ _GRADIENT_RISE = 100.0
 _GRADIENTS_KEPT = 50
 _FEWEST_GRADIENTS = 10
 
-_ADVICE = "stop, lower optim.base_lr or raise schedule.warmup_steps, and go on from an earlier checkpoint"
+_ADVICE = (
+    "stop, and begin again in another folder with a lower optim.base_lr or more schedule.warmup_steps (start.run takes "
+    "over weights that are still good)"
+)
 
 
 class Alarms:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from curation.cli import main
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.log import read
 from curation.dinov2.objective import Inputs
@@ -270,6 +271,21 @@ def test_a_mixture_resumes_to_the_bit_wherever_its_manifests_are(make_manifest, 
         train(None, config("there", 2.0), tmp_path / "parts", resume=True, device="cpu")
 
     assert_same_run(whole, train(None, config("there"), tmp_path / "parts", resume=True, device="cpu"))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--manifest", "m.parquet", "--config", str(REPO / "configs/dinov2/tiny.yaml"), "--output"],
+        ["export-model", "--run", "run", "--format", "timm", "--output"],
+        ["export-model", "--output", "out", "--format", "timm", "--run"],
+    ],
+)
+def test_a_store_is_no_place_for_a_run(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "s3://bucket/run"]) == 2
+    assert "s3://bucket/run: must be on a disk of this machine" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
 
 
 def test_all_whom_the_umask_lets_may_read_what_is_written(uninterrupted):

@@ -109,6 +109,7 @@ def test_features_that_are_not_finite_have_no_figures(run, evaluate_settings, tm
     [
         (["--run", "nowhere", "--data", "a.parquet"], 2, "is no backbone that can be evaluated"),
         (["--run", "RUN", "--data", "nowhere.parquet"], 1, "nowhere.parquet: does not exist"),
+        (["--run", "RUN", "--data", "SET", "--output", "s3://bucket/out"], 2, "must be on a disk of this machine"),
         (["--run", "RUN", "--data", "SET", "--set", "knn.k=[]"], 2, "knn.k: must have at least 1 entries"),
         (["--run", "RUN", "--data", "SET", "--set", "data.label_column=colour"], 1, "set data.label_column to one of"),
     ],

@@ -441,9 +441,9 @@ class _Run:
         if in_a_row >= self._config.optim.max_nonfinite_steps:
             bad = [name for name, value in report.figures.items() if not math.isfinite(value)]
             raise TrainError(
-                f"the last {in_a_row} steps up to step {report.step} were not finite ({', '.join(bad)}); begin again in "
-                "another folder with a lower optim.base_lr or precision float32 (start.run takes over the weights of the "
-                "newest checkpoint)"
+                f"the last {in_a_row} steps up to step {report.step} were not finite ({', '.join(bad)}); begin again "
+                "in another folder with a lower optim.base_lr or precision float32 (start.run takes over the weights "
+                "of the newest checkpoint)"
             )
 
     def _is_best(self, report: StepReport) -> bool:

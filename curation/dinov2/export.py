@@ -147,8 +147,8 @@ def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, out
         },
     }
     _folder(output)
-    write_json(output / "config.json", about)
     write_tensors(output / "model.safetensors", timm_state(backbone), metadata(backbone, step))
+    write_json(output / "config.json", about)
 
 
 def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
@@ -208,9 +208,9 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
         "image_std": list(config.crops.std),
     }
     _folder(output)
-    write_json(output / "config.json", about)
-    write_json(output / "preprocessor_config.json", preprocessing)
     write_tensors(output / "model.safetensors", state, {"format": "pt", "step": str(step)})
+    write_json(output / "preprocessor_config.json", preprocessing)
+    write_json(output / "config.json", about)
 
 
 def at_size(backbone: VisionTransformer, image_px: int) -> VisionTransformer:

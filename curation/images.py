@@ -134,12 +134,53 @@ def encode(rgb_HW3: npt.NDArray[np.uint8], format: str, quality: int = 92) -> by
     Raises:
         ImageError: The format cannot be written or cannot hold an image of this size.
     """
+    return _encoded(Image.fromarray(np.ascontiguousarray(rgb_HW3)), format, quality)
+
+
+def encode_anew(
+    data: bytes,
+    limits: ImagesConfig,
+    size: Callable[[int, int], tuple[int, int]],
+    format: str,  # noqa: A002
+    quality: int,
+    min_side_px: int | None = None,
+) -> tuple[bytes, ImageInfo]:
+    """Decode an image, scale it, and encode it anew, upright, in sRGB and without metadata.
+
+    Args:
+        data: Encoded bytes.
+        limits: Checked before pixels are allocated.
+        size: Returns the new width and height, given the upright ones.
+        format: ``jpeg``, ``png`` or ``webp``.
+        quality: 1 to 100, of the lossy formats.
+        min_side_px: A JPEG may be decoded at a smaller scale that keeps its sides at or above this; None: in full.
+
+    Returns:
+        The new bytes, and what they are.
+
+    Raises:
+        ImageError: The image is refused, or cannot be written.
+    """
+    with _opened(data, limits) as (image, orientation):
+        width, height = size(*_upright(image.size, orientation))
+        _load(image, min_side_px)
+        if image.mode == "RGB" and orientation == 1 and not image.info.keys() & {"icc_profile", "transparency"}:
+            image.info.clear()  # what is written would take comments from here
+            pixels: Image.Image = image
+        else:
+            pixels = Image.fromarray(upright_srgb(image, orientation))
+        if pixels.size != (width, height):
+            pixels = pixels.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
+        return _encoded(pixels, format, quality), ImageInfo(format, width, height)
+
+
+def _encoded(image: Image.Image, format: str, quality: int) -> bytes:  # noqa: A002
     if format not in ("jpeg", "png", "webp"):
         raise ImageError("undecodable", f"cannot write {format}")
     buffer = io.BytesIO()
     options = {"compress_level": 6} if format == "png" else {"quality": quality}
     try:
-        Image.fromarray(np.ascontiguousarray(rgb_HW3)).save(buffer, format.upper(), **options)
+        image.save(buffer, format.upper(), **options)
     except (OSError, ValueError) as error:  # JPEG ends at 65,535 pixels a side, WebP at 16,383
         raise ImageError("undecodable", f"cannot write as {format}: {error}") from error
     return buffer.getvalue()

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from curation import schema
 from curation.crashes import CRASH, watch
-from curation.crawl import fetch as fetch_links
 from curation.errors import CorruptError, CurationError, ImageError, StageError
 from curation.images import decode
 from curation.pipelines.context import Context
@@ -417,6 +416,8 @@ def encoded(
                         )
                     yield row, data
     if in_place:
+        from curation.crawl.fetcher import fetch as fetch_links  # an HTTP client takes a while to import
+
         links = links_of(context, collection, shard)
         ids = images.column("image_id")
         for found in fetch_links([links[row] for row in in_place], context.config, context.should_stop):

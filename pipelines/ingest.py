@@ -13,11 +13,9 @@ import pyarrow as pa
 
 from curation import schema
 from curation.config import InputConfig, RunConfig
-from curation.crawl import Fetched, Link
-from curation.crawl import fetch as fetch_links
 from curation.crawl.cut import cut
 from curation.crawl.inputs import read_part
-from curation.crawl.links import from_table
+from curation.crawl.links import Fetched, Link, from_table
 from curation.crawl.merge import FOUND, compacted, moved, with_hashes
 from curation.errors import CorruptError, InputError, StageError
 from curation.fingerprint import fingerprint
@@ -180,6 +178,8 @@ def fetch(context: Context, unit: Unit) -> int:
     Reference images of local sets are checked but not copied. Rows that are settled are not fetched: those of
     blocklisted images, whose link is not kept, and those that a later shard tries again.
     """
+    from curation.crawl.fetcher import fetch as fetch_links  # an HTTP client takes a while to import
+
     start = time.monotonic()
     run, collection, shard = context.run, unit.collection, unit.shard
     if shard is None:

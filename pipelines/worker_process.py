@@ -1,7 +1,9 @@
 """One process of ``process_runner`` that does units, and how it is started.
 
-What a worker needs takes it a second to import, so the command line starts some before it knows what there is to do,
-and imports its own meanwhile: this module itself imports next to nothing.
+What a worker needs takes most of a second to import. One process, the server, imports it once (``worker_imports.py``);
+workers are forked from it in milliseconds, and share its memory. It has no threads at work, so nothing is forked half
+way. The command line starts it before it knows what there is to do, and imports its own meanwhile: this module itself
+imports next to nothing.
 """
 
 import ctypes
@@ -13,15 +15,19 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import CurationError
-from curation.processes import leave_pandas_out, log_to_stderr
+from curation.processes import log_to_stderr
 
 if TYPE_CHECKING:
     from curation.pipelines.units import Unit
 
+_IMPORTS = "curation.pipelines.worker_imports"
+_SAFE_PATH = "PYTHONSAFEPATH"
+_STDERR = 2
 _ROWS_AFTER_S = 0.2
 _PR_SET_PDEATHSIG = 1
 
@@ -51,60 +57,59 @@ class Spawner:
     """
 
     def __init__(self) -> None:
-        self._processes = multiprocessing.get_context("spawn")  # forked threads of torch and Arrow would hang
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload([_IMPORTS])
         self.stop = self._processes.Event()
-        self._ahead: list[WorkerProcess] = []
 
-    def start_ahead(self, num_workers: int) -> None:
-        """Start workers whose run is not known yet."""
-        self._ahead += [self._start() for _ in range(num_workers)]
+    def start_ahead(self) -> None:
+        """Start the server, without waiting until it is ready."""
+        before = os.environ.get(_SAFE_PATH)
+        os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
+        try:
+            forkserver.ensure_running()
+        finally:
+            if before is None:
+                del os.environ[_SAFE_PATH]
+            else:
+                os.environ[_SAFE_PATH] = before
 
     def spawn(self, url: str, config: str, fence: str) -> WorkerProcess:
-        """Return a worker for a run, one that was started ahead where there is one.
+        """Return a worker for a run.
 
         Args:
             url: The run's.
             config: Its settings, as YAML.
             fence: Token of its lease.
         """
-        worker = self._ahead.pop() if self._ahead else self._start()
-        try:
-            worker.pipe.send((url, config, fence))
-        except BrokenPipeError:  # it died while it waited
-            worker.close()
-            worker = self._start()
-            worker.pipe.send((url, config, fence))
-        return worker
-
-    def close(self) -> None:
-        """End the workers that nobody has wanted."""
-        for worker in self._ahead:
-            worker.close()
-        self._ahead.clear()
-
-    def _start(self) -> WorkerProcess:
+        self.start_ahead()
         ours, theirs = self._processes.Pipe()
         level = logging.getLogger().level
+        log_to = Connection(os.dup(_STDERR), readable=False)  # that of the server may be another one
         process = self._processes.Process(
-            target=_serve, args=(theirs, self.stop, os.getpid(), level), name="curation-worker", daemon=True
+            target=_serve,
+            args=(theirs, self.stop, log_to, level, (url, config, fence)),
+            name="curation-worker",
+            daemon=True,
         )
         process.start()
         theirs.close()
+        log_to.close()
         return WorkerProcess(process, ours)
 
 
-def _serve(pipe: Connection, stop: Any, parent: int, log_level: int) -> None:
+def _serve(pipe: Connection, stop: Any, log_to: Connection, log_level: int, run: tuple[str, str, str]) -> None:
     """Do units until the pipe closes, and leave at once: tearing libraries down takes a fifth of a second."""
+    _die_with_parent()
+    os.dup2(log_to.fileno(), _STDERR)
+    log_to.close()
+    log_to_stderr(log_level)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError):
-        _do_units(pipe, stop, parent, log_level)
+        _do_units(pipe, stop, *run)
     os._exit(0)
 
 
-def _do_units(pipe: Connection, stop: Any, parent: int, log_level: int) -> None:
-    _die_with(parent)
-    log_to_stderr(log_level)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    leave_pandas_out()
+def _do_units(pipe: Connection, stop: Any, url: str, config: str, fence: str) -> None:
     import yaml
 
     from curation import settings
@@ -115,7 +120,6 @@ def _do_units(pipe: Connection, stop: Any, parent: int, log_level: int) -> None:
     from curation.pipelines.work import execute
     from curation.store import Run
 
-    url, config, fence = pipe.recv()
     watch().enforce_deadlines()
     run = Run(url)
     run.fence = fence
@@ -159,9 +163,10 @@ class _RowsDone:
         self._num_rows, self._told_at = 0, time.monotonic()
 
 
-def _die_with(parent: int) -> None:
-    """End when the parent does: what an orphan writes would meet the next run's clearing up."""
+def _die_with_parent() -> None:
+    """End with the server, which ends with the process of the run: what an orphan writes would meet the next run."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before this line
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it ended before this line
         os._exit(1)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from curation.pipelines.worker_process import Spawner
 
 STAGES = "crawl fetch pca_hash nsfw faces sscd dedup embed index cluster retrieve manifest"
-_STARTED_AHEAD = 2  # workers that get ready while this process does; not all, there may be nothing to do
 
 
 def add_run(commands: Any) -> None:
@@ -111,10 +110,10 @@ def add_demo(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from curation.pipelines.worker_process import Spawner
 
-    with closing(Spawner()) as spawner:
-        if options.runner == "local" and options.ray_address is None:
-            spawner.start_ahead(min(options.workers, _STARTED_AHEAD))
-        return _bring_up(options, spawner)
+    spawner = Spawner()
+    if options.runner == "local" and options.ray_address is None:
+        spawner.start_ahead()
+    return _bring_up(options, spawner)
 
 
 def _bring_up(options: argparse.Namespace, spawner: "Spawner") -> int:

@@ -18,6 +18,8 @@ from curation.indexes.compiled import compiled
 
 Hashes = npt.NDArray[np.uint64]
 
+_MANY = 20_000  # texts: for fewer it takes longer to load compiled code than to do without
+
 
 def normalise_all(texts: pa.Array, report: Callable[[str], None]) -> pa.Array:
     """Return each URL normalised, null where it is none; reasons are reported, but for null and empty texts.
@@ -27,7 +29,8 @@ def normalise_all(texts: pa.Array, report: Callable[[str], None]) -> pa.Array:
         report: Called with a reason for each text that is refused.
     """
     texts = texts.fill_null("")
-    is_normal = _normal(*_buffers(texts), MAX_URL_CHARS)
+    many = len(texts) >= _MANY
+    is_normal = _normal(*_buffers(texts), MAX_URL_CHARS) if many else np.zeros(len(texts), np.bool_)
     if is_normal.all():
         return texts
     others = np.flatnonzero(~is_normal)
@@ -66,28 +69,33 @@ def _buffers(texts: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
     return starts, np.frombuffer(data if data is not None else b"", np.uint8)
 
 
-@compiled
 def _hashes(starts: npt.NDArray[np.int64], data: npt.NDArray[np.uint8]) -> tuple[Hashes, Hashes]:
-    """FNV-1a with a finaliser (MurmurHash3's) that spreads it over all bits; of whole texts, and of hosts."""
-    num = len(starts) - 1
-    whole = np.empty(num, np.uint64)
-    hosts = np.empty(num, np.uint64)
-    for row in range(num):
-        code = np.uint64(0xCBF29CE484222325)
-        host = code
-        slashes = 0
-        for place in range(starts[row], starts[row + 1]):
-            byte = data[place]
-            code = (code ^ np.uint64(byte)) * np.uint64(0x100000001B3)
-            if byte == 47:  # /
-                slashes += 1
-            elif slashes == 2:
-                host = (host ^ np.uint64(byte)) * np.uint64(0x100000001B3)
-        for column, value in ((whole, code), (hosts, host)):
-            value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-            value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-            column[row] = value ^ (value >> np.uint64(33))
-    return whole, hosts
+    """FNV-1a with a finaliser (MurmurHash3's) that spreads it over all bits; of whole texts, and of hosts.
+
+    One byte of every text at a time, the longest texts first, so that those which have ended are left out by a slice.
+    """
+    lengths = np.diff(starts)
+    order = np.argsort(-lengths, kind="stable")
+    num_longer = len(lengths) - np.cumsum(np.bincount(lengths))  # texts with a byte at each place
+    firsts = starts[:-1][order]
+    whole = np.full(len(lengths), 0xCBF29CE484222325, np.uint64)
+    hosts = whole.copy()
+    slashes = np.zeros(len(lengths), np.int32)
+    prime = np.uint64(0x100000001B3)
+    for place, num in enumerate(num_longer[:-1]):
+        bytes_N = data[firsts[:num] + place]
+        whole[:num] = (whole[:num] ^ bytes_N) * prime
+        is_slash = bytes_N == ord("/")
+        slashes[:num] += is_slash
+        in_host = np.flatnonzero((slashes[:num] == 2) & ~is_slash)
+        hosts[in_host] = (hosts[in_host] ^ bytes_N[in_host]) * prime
+    found = []
+    for value in (whole, hosts):
+        value = (value ^ (value >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+        value = (value ^ (value >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+        found.append(np.empty_like(value))
+        found[-1][order] = value ^ (value >> np.uint64(33))
+    return found[0], found[1]
 
 
 def _table(allowed: bytes) -> npt.NDArray[np.bool_]:

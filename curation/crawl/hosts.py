@@ -6,6 +6,7 @@ and IPv6 addresses.
 
 import ipaddress
 import re
+from functools import lru_cache
 
 import idna
 
@@ -16,6 +17,7 @@ _MAX_NAME_CHARS = 1000  # of a host before it is mapped
 _FORBIDDEN_IN_HOST = re.compile(r"[\x00-\x20#/:<>?@\[\\\]^|%\x7f]")
 
 
+@lru_cache(1 << 14)
 def parse_host(text: str) -> str:
     """Return a host as ``WebUrl.host`` has it.
 

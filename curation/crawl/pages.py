@@ -7,13 +7,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from curation.config import InputConfig, RunConfig
 from curation.crawl import payload
 from curation.crawl.archives import Record, read_records
 from curation.crawl.charset import decode_html
-from curation.crawl.client import Answer, Client
 from curation.crawl.directives import opt_out_of
 from curation.crawl.extract import PageImages, extract
 from curation.crawl.links import Link
@@ -21,8 +21,10 @@ from curation.crawl.robots import product_token
 from curation.crawl.sets import Report
 from curation.crawl.sources import open_source
 from curation.crawl.urls import normalise
-from curation.crawl.visitor import Visitor
 from curation.errors import InputError, LinkError
+
+if TYPE_CHECKING:
+    from curation.crawl.client import Answer
 
 _PAGE_RECORDS = frozenset({"response", "resource"})
 _HTML_TYPES = frozenset({"text/html", "application/xhtml+xml"})
@@ -43,6 +45,9 @@ def visit_pages(urls: Iterable[str], config: RunConfig, report: Report) -> Itera
 
     A page that fails is reported as ``page_<reason>``.
     """
+    from curation.crawl.client import Client  # an HTTP client takes a while to import
+    from curation.crawl.visitor import Visitor
+
     visitor: Visitor[PageImages] = Visitor(
         config.fetch,
         client=lambda: Client(config.fetch, config.crawl.max_page_bytes, _ACCEPT_PAGES, cut=True, refuse_opt_out=False),
@@ -158,7 +163,7 @@ def _first(*reasons: str | None) -> str | None:
     return min((reason for reason in reasons if reason is not None), default=None)
 
 
-def _images_of_answer(config: RunConfig, answer: Answer) -> PageImages:
+def _images_of_answer(config: RunConfig, answer: "Answer") -> PageImages:
     kind = answer.content_type.partition(";")[0].strip().lower()
     if kind and kind not in _HTML_TYPES:
         raise LinkError("not_html", kind, answer.status)

@@ -3,9 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image
-
 from curation import images
 from curation.blocklist import Blocklists
 from curation.config import ImagesConfig, ResizeConfig
@@ -82,16 +79,14 @@ def resized(data: bytes, limits: ImagesConfig, resize: ResizeConfig) -> tuple[by
     Raises:
         ImageError: With one of ``schema.IMAGE_REASONS``.
     """
-    scale_to = resize.side_px if resize.mode == "shorter" else None  # of a JPEG, by its decoder, for speed
-    rgb_HW3 = images.decode(data, limits, scale_to, headroom=2.0)
-    height, width = rgb_HW3.shape[:2]
-    if resize.mode != "none":
-        info = images.inspect(data, limits)  # of the whole image: what was decoded may be smaller already
-        side_px = min(info.width, info.height) if resize.mode == "shorter" else max(info.width, info.height)
+
+    def size(width: int, height: int) -> tuple[int, int]:
+        if resize.mode == "none":
+            return width, height
+        side_px = min(width, height) if resize.mode == "shorter" else max(width, height)
         scale = min(1.0, resize.side_px / side_px)
-        width, height = max(1, round(info.width * scale)), max(1, round(info.height * scale))
-        if (height, width) != rgb_HW3.shape[:2]:
-            shrunk = Image.fromarray(rgb_HW3).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
-            rgb_HW3 = np.asarray(shrunk)
-    smaller = images.encode(rgb_HW3, resize.format, resize.quality)
-    return smaller, ImageInfo(resize.format, width, height)
+        return max(1, round(width * scale)), max(1, round(height * scale))
+
+    # The last halving is left to a filter that is better than that of a decoder at a smaller scale.
+    min_side_px = 2 * resize.side_px if resize.mode == "shorter" else None
+    return images.encode_anew(data, limits, size, resize.format, resize.quality, min_side_px)

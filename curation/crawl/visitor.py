@@ -19,6 +19,8 @@ from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+import uvloop
+
 from curation.config import FetchConfig
 from curation.crawl.client import Answer, Client, Heard, RetryLaterError, backoff_s
 from curation.crawl.schedule import Schedule, Turn
@@ -135,6 +137,9 @@ class _Pass(Generic[T]):
         self._check = check
         self._urls = urls
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="check")
+        self._num_threads = num_threads
+        # Threads take from here, for a task of the pool costs 20 us; None ends one of them.
+        self._unchecked: queue.SimpleQueue[Visited[T] | None] = queue.SimpleQueue()
         self._schedule = Schedule((urlsplit(url).netloc for url in urls), shares, fetch)
         # Twice, so that the network stays busy while the caller stores what came before.
         self._places = asyncio.Semaphore(2 * fetch.concurrency)
@@ -142,14 +147,21 @@ class _Pass(Generic[T]):
 
     async def run(self, make_client: Callable[[], Client]) -> None:
         """Put one result a URL into ``results``."""
+        for _ in range(self._num_threads):
+            self._pool.submit(self._check_all)
         try:
             async with make_client() as self._client:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(min(self._fetch.concurrency, len(self._urls))):
                         group.create_task(self._work())
+                self._end_threads()
                 await asyncio.to_thread(self._pool.shutdown)
         finally:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            with suppress(queue.Empty):  # what nobody will take any more
+                while True:
+                    self._unchecked.get_nowait()
+            self._end_threads()
+            self._pool.shutdown(wait=False)
 
     def release(self, answers: Sequence[Answer | None]) -> None:
         """Free the places of results that the caller has taken."""
@@ -171,7 +183,7 @@ class _Pass(Generic[T]):
             elif visited.answer is None:
                 self.results.put(visited)
             else:
-                self._pool.submit(self._put_checked, visited)
+                self._unchecked.put(visited)
 
     def _given_up(self, turn: Turn) -> Visited[T]:
         visit = self._visits.pop(turn.link, None)
@@ -241,8 +253,17 @@ class _Pass(Generic[T]):
         else:
             self._schedule.answered(turn.host)
 
+    def _end_threads(self) -> None:
+        for _ in range(self._num_threads):
+            self._unchecked.put(None)
+
+    def _check_all(self) -> None:
+        """Check answers as they come, in a thread."""
+        while (visited := self._unchecked.get()) is not None:
+            self._put_checked(visited)
+
     def _put_checked(self, visited: Visited[T]) -> None:
-        """Check an answer, in a thread; whatever happens, the caller hears of it."""
+        """Check an answer; whatever happens, the caller hears of it."""
         index, answer, elapsed_ms = visited.index, visited.answer, visited.elapsed_ms
         value: T | None = None
         error: ImageError | LinkError | None = None
@@ -284,7 +305,7 @@ class _LoopThread:
             with suppress(asyncio.CancelledError):  # by stop
                 await self._task
 
-        asyncio.run(main())
+        uvloop.run(main())
 
 
 def _next(

@@ -1,7 +1,7 @@
 """Score every image for safety; a threshold makes verdicts of the scores, so it can move for free."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,10 @@ import pyarrow.compute as pc
 
 from curation import schema
 from curation.config import NsfwConfig
-from curation.models.nsfw import NsfwScorer
 from curation.stage import ImageRow
+
+if TYPE_CHECKING:
+    from curation.models.nsfw import NsfwScorer
 
 
 class NsfwStage:
@@ -22,7 +24,7 @@ class NsfwStage:
     min_side_px: int | None = None  # the published preprocessing starts from all pixels
     writes: schema.Table = schema.NSFW
 
-    def __init__(self, scorer: NsfwScorer, config: NsfwConfig) -> None:
+    def __init__(self, scorer: "NsfwScorer", config: NsfwConfig) -> None:
         """Take the loaded model.
 
         Args:

@@ -7,7 +7,6 @@ the test says. So each trick would work if it were not refused, and one test sho
 import asyncio
 import socket
 import threading
-from asyncio import selector_events
 from collections.abc import Iterator
 from urllib.parse import parse_qs, quote, urlsplit
 
@@ -214,13 +213,13 @@ class Trap:
 @pytest.fixture
 def trap(monkeypatch) -> Iterator[Trap]:
     server = Trap()
-    connect, look_up = selector_events.BaseSelectorEventLoop.sock_connect, socket.getaddrinfo
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
-    async def sock_connect(loop, sock, address):
+    def connect_to_trap(sock, address):
         server.addresses.append(address[0])
         if sock.family == socket.AF_INET6:
             raise ConnectionRefusedError  # seen, and that is enough: not every machine has IPv6
-        await connect(loop, sock, ("127.0.0.1", server.port))
+        connect(sock, ("127.0.0.1", server.port))
 
     def getaddrinfo(host, port, *args, **options):
         try:
@@ -229,7 +228,7 @@ def trap(monkeypatch) -> Iterator[Trap]:
             kind = {"type": socket.SOCK_STREAM, "flags": socket.AI_NUMERICHOST}
             return [look_up(answer, port, **kind)[0] for answer in server.resolve(host.rstrip(".").lower())]
 
-    monkeypatch.setattr(selector_events.BaseSelectorEventLoop, "sock_connect", sock_connect)
+    monkeypatch.setattr(socket.socket, "connect", connect_to_trap)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield server
     server.close()

@@ -21,16 +21,7 @@ from torch import Tensor, distributed, nn
 
 from curation.dinov2 import colour, export, phases, sharing
 from curation.dinov2.centring import Centrings
-from curation.dinov2.checkpoint import (
-    Best,
-    Checkpoints,
-    Identity,
-    ManifestShare,
-    Progress,
-    differences,
-    flattened,
-    write_tensors,
-)
+from curation.dinov2.checkpoint import Best, Checkpoints, ManifestShare, Progress, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, open_manifests, shares
 from curation.dinov2.device import device_of, peak_memory_bytes
@@ -39,31 +30,13 @@ from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, Network, kept_rows, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
+from curation.dinov2.opening import open_run
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
 from curation.dinov2.watch import Watch
 from curation.dinov2.world import World, clear_failures
 from curation.errors import TrainError
-
-# Settings that change no weight but by rounding: a run may go on with others.
-FREE_SETTINGS = (
-    "activation_checkpointing",
-    "checkpoint.",
-    "data.manifests",  # what they hold, and their weights, are compared instead of their paths
-    "compile",
-    "data.micro_batches",
-    "data.prefetch_batches",
-    "data.workers",
-    "distillation.teacher",  # where it lies; its digest is compared
-    "losses.chunk_rows",
-    "monitors.",
-    "optim.max_nonfinite_steps",
-    "parallel",
-    "ray.",
-    "start.backbone",
-    "start.run",
-)
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +103,7 @@ def train(
                     for images, share in zip(manifests, shares(manifests, config), strict=True)
                 ]
                 if world.rank == 0:
-                    _open(output, config, trained_on, resume)
+                    open_run(output, config, trained_on, resume)
             run = _Run(config, target, world, output)
             if run.progress.step < config.schedule.steps:
                 run.go(batches, on_step, should_stop)
@@ -138,46 +111,6 @@ def train(
     finally:
         if is_own_group:
             world.leave()
-
-
-def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:
-    checkpoints = Checkpoints(output, config.checkpoint.keep)
-    settings = flattened(config.model_dump(mode="json"))
-    if output.exists() and not output.is_dir():
-        raise TrainError(f"{output}: is not a folder; give another one")
-    used = output.is_dir() and checkpoints.is_used()
-    if used and not resume:
-        raise TrainError(f"{output}: is not empty; go on with --resume, or give another folder")
-    before = checkpoints.identity() if used else None
-    if used and before is None:
-        raise TrainError(f"{output}: holds no training run to resume; give another folder")
-    if before is not None:
-        if before.manifests != manifests:
-            was, now = (", ".join(map(str, found)) for found in (before.manifests, manifests))
-            raise TrainError(
-                f"{output}: was trained on manifest {was}, but this one is {now}; "
-                "resume with the same manifests and weights, or give another folder"
-            )
-        changed = differences(before.settings, settings, FREE_SETTINGS)
-        if changed:
-            raise TrainError(
-                f"{output}: was started with other settings ({'; '.join(changed)}); "
-                "resume with the same ones, or give another folder"
-            )
-    sources = phases.sources(config, has_begun=checkpoints.newest_digest() is not None)
-    if before is not None:
-        _same_sources(output, before.sources, sources)
-        sources = {**before.sources, **sources}
-    checkpoints.start(Identity(settings, manifests, sources))
-
-
-def _same_sources(output: Path, before: dict[str, str], now: dict[str, str]) -> None:
-    for name in before.keys() & now.keys():
-        if before[name] != now[name]:
-            raise TrainError(
-                f"{output}: was started with another {name} ({before[name][:12]}, now {now[name][:12]}); "
-                "resume with the same one, or give another folder"
-            )
 
 
 class _Run:

@@ -1,5 +1,7 @@
 """Whether a run may begin in a folder, or go on there: with the same images, settings and sources of weights."""
 
+import hashlib
+import json
 from pathlib import Path
 
 from curation.dinov2 import phases
@@ -25,6 +27,15 @@ FREE_SETTINGS = (
     "start.backbone",
     "start.run",
 )
+
+
+def fingerprint(config: TrainConfig, manifests: list[ManifestShare]) -> int:
+    """Return a number, below 2^63, that all processes must share that train together."""
+    settings = flattened(config.model_dump(mode="json"))
+    shaping = {name: value for name, value in settings.items() if not name.startswith(FREE_SETTINGS)}
+    shaping["data.micro_batches"], shaping["parallel"] = config.data.micro_batches, config.parallel
+    text = json.dumps([shaping, [str(manifest) for manifest in manifests]], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def open_run(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:

@@ -30,7 +30,7 @@ from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
 from curation.dinov2.network import Answers, Network, kept_rows, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
-from curation.dinov2.opening import open_run
+from curation.dinov2.opening import fingerprint, open_run
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
@@ -102,6 +102,13 @@ def train(
                     ManifestShare(images.digest, len(images), share)
                     for images, share in zip(manifests, shares(manifests, config), strict=True)
                 ]
+            own = torch.tensor([fingerprint(config, trained_on)], device=target)
+            if len(world.gather(own).unique()) > 1:
+                raise TrainError(
+                    "the processes that train together were given different settings or manifests; start all of them "
+                    "with the same ones"
+                )
+            with world.together():
                 if world.rank == 0:
                     open_run(output, config, trained_on, resume)
             run = _Run(config, target, world, output)

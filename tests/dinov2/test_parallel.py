@@ -206,6 +206,18 @@ def test_an_error_of_one_process_ends_all_of_them_with_its_words_and_loses_no_st
     assert_same_losses(tmp_path / "alone", tmp_path / "lost")
 
 
+def test_processes_do_not_train_together_on_different_images(
+    processes, make_manifest, manifest, settings, jpegs, tmp_path
+):
+    other = str(make_manifest(tmp_path / "other", jpegs, digest=b"cd" * 32))
+    different = job(None, of(settings, "sinkhorn_knopp"), tmp_path / "run", manifests=[manifest, other])
+    first, second = processes.run(different)
+
+    assert first == second
+    assert "were given different settings or manifests" in first["run"]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_the_death_of_one_process_ends_the_others_with_a_clear_line(start_processes, manifest, settings, tmp_path):
     dies = job(manifest, of(settings, "sinkhorn_knopp"), tmp_path / "run", dies_after={"1": 2})

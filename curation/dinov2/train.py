@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -142,8 +142,7 @@ class _Run:
         self._learner: nn.Module = self._student
         self._share()
         self._optimizer = Optimizer(self._student, config.optim)
-        with self._clear_misfits():
-            self._optimizer.restore(tensors, self.progress.num_updates)
+        self._optimizer.restore(tensors, self.progress.num_updates)
 
     def _networks(self) -> tuple[Network, Network, Network]:
         """Return student, teacher and whoever's answers are targets: the teacher, but for distillation."""
@@ -160,10 +159,12 @@ class _Run:
             phases.begin(self._config, self._student, self._teacher, self._centrings)
             return {}
         self.progress, tensors, self._saved = newest
-        with self._clear_misfits():
+        try:
             for kind, network in (("student", self._student), ("teacher", self._teacher)):
                 sharing.load(network, _under(tensors, kind))
             self._centrings.restore(tensors)
+        except (RuntimeError, KeyError) as error:
+            raise TrainError(f"{self._saved}: does not fit these settings: {error}") from error
         self._watch.recall(self._output / "log.jsonl", self.progress.step)
         _log.info("going on from %s", self._saved)
         return tensors
@@ -186,13 +187,6 @@ class _Run:
         self._student.heads_alone = False
         if self._world.size > 1 and self._config.parallel == "ddp":
             self._learner = sharing.copied(self._student, self._device)
-
-    @contextmanager
-    def _clear_misfits(self) -> Iterator[None]:
-        try:
-            yield
-        except (RuntimeError, KeyError) as error:
-            raise TrainError(f"{self._saved}: does not fit these settings: {error}") from error
 
     def go(
         self,

@@ -16,7 +16,7 @@ from curation.dinov2.evaluate import pictures
 from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone
 from curation.dinov2.evaluate.config import EvaluateConfig
 from curation.dinov2.evaluate.features import Features, View, extract, prepared
-from curation.dinov2.evaluate.knn import knn_accuracy, possible
+from curation.dinov2.evaluate.knn import feasible, knn_accuracy
 from curation.dinov2.evaluate.labelled import Labelled, drawn, open_labelled
 from curation.dinov2.evaluate.linear import Head, probe
 from curation.dinov2.evaluate.logistic import Logistic, logistic_regression
@@ -164,7 +164,7 @@ def _measured(
     measures: dict[str, Any] = {}
     num_classes = len(data.classes)
     if "knn" in config.tasks:
-        k = possible(config.knn.k, len(train))
+        k = feasible(config.knn.k, len(train))
         found = knn_accuracy(train, test, num_classes, k, config.knn.temperature, device)
         measures["knn"] = {k: top1 for k, (top1, _) in found.items()}
         measures["knn_top5"] = {k: top5 for k, (_, top5) in found.items()}

@@ -13,7 +13,7 @@ _QUERIES = 1024
 _KEYS = 16_384
 
 
-def possible(k: Sequence[int], num_images: int) -> tuple[int, ...]:
+def feasible(k: Sequence[int], num_images: int) -> tuple[int, ...]:
     """Return the numbers of neighbours that so many images are enough for; where there is none, all images vote."""
     return tuple(count for count in k if count <= num_images) or (num_images,)
 

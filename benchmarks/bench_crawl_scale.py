@@ -82,17 +82,8 @@ def main() -> None:
         path = Path(folder) / "urls.parquet"
         num_different = write_list(path, given.urls)
         (Path(folder) / "run.yaml").write_text(f"pool: {{inputs: [{{kind: urls, path: {path}}}]}}\n")
-        command = [
-            sys.executable,
-            "-m",
-            "curation.cli",
-            "run",
-            "--config",
-            f"{folder}/run.yaml",
-            "--run",
-            f"{folder}/run",
-        ]
-        command += ["--stage", "crawl", "--workers", str(given.workers)]
+        command = [sys.executable, "-m", "curation.cli", "run", "--stage", "crawl", "--workers", str(given.workers)]
+        command += ["--config", f"{folder}/run.yaml", "--run", f"{folder}/run"]
         start = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         driver = most = 0

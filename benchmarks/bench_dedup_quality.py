@@ -33,7 +33,8 @@ import numpy.typing as npt
 import scipy
 from planted import DATA, ROOT, Planted, fingerprint, plant
 
-from curation.config import DedupConfig, ImagesConfig, SscdConfig
+from curation.config.dedup import DedupConfig, SscdConfig
+from curation.config.images import ImagesConfig
 from curation.images import decode
 from curation.indexes.components import UnionFind
 from curation.indexes.exact import Edges, self_join

@@ -28,7 +28,7 @@ import sklearn.datasets
 from PIL import Image
 
 from curation import images
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import WeightsError
 from curation.models.sscd import SscdEncoder
 from curation.models.weights import resolve

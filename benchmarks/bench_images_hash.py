@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import skimage.data
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.images import decode
 from curation.stages.pca_hash import PcaHash, default_pca, fit
 from curation.stages.small_grey import grey_thumbnail, small_grey

@@ -23,7 +23,7 @@ import retinaface
 from PIL import Image
 
 from curation import images
-from curation.config import ImagesConfig, NsfwConfig
+from curation.config.images import ImagesConfig, NsfwConfig
 from curation.models.faces import FaceDetector
 from curation.models.nsfw import NsfwScorer
 from curation.models.weights import resolve

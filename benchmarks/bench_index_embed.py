@@ -27,7 +27,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from curation.config import EmbedConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.selection import EmbedConfig
 
 BATCH = 16
 LOADERS = [(0, 2), (1, 2), (2, 1), (2, 2)]  # workers of the DataLoader, threads of torch
@@ -215,6 +216,7 @@ def ours(pipe: Connection, files: list[Path]) -> None:
     from curation.models.weights import resolve
     from curation.pipelines import image_pass
     from curation.pipelines.context import Context
+    from curation.pipelines.ingest import image_id
     from curation.pipelines.lvd142m import build_plan
     from curation.stages.embed import EmbedStage
     from curation.store import Run
@@ -227,7 +229,7 @@ def ours(pipe: Connection, files: list[Path]) -> None:
     def source(number: int) -> Iterator[tuple[int, bytes]]:
         for row in range(number):
             data = files[row].read_bytes()
-            if image_pass.image_id(data) != ids[row]:
+            if image_id(data) != ids[row]:
                 raise AssertionError(files[row])
             yield row, data
 

@@ -34,7 +34,8 @@ import pyarrow as pa
 from features import real_features
 
 from curation import schema
-from curation.config import ClusterConfig, ResourceConfig, RunConfig
+from curation.config import ResourceConfig, RunConfig
+from curation.config.selection import ClusterConfig
 from curation.indexes import kmeans
 from curation.indexes.balanced import QuotaSample, shares
 from curation.indexes.hierarchy import grow

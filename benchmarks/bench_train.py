@@ -32,7 +32,7 @@ from PIL import Image
 from plain_dinov2 import PlainTrainer, augmented
 from torch import Tensor
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.dinov2 import colour, crops, masks
 from curation.dinov2.centring import Centrings
 from curation.dinov2.config import TrainConfig

@@ -35,7 +35,7 @@ import torch
 import trainer_data as data
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.device import device_of
 from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone, load_backbone

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image, ImageDraw, ImageFont
 
 from curation import images
-from curation.config import FacesConfig, ImagesConfig
+from curation.config.images import FacesConfig, ImagesConfig
 from curation.jpeg_coding import coding_of, encode_jpeg
 from curation.models.faces import MIN_VOTE, FaceDetector, agreed, iou, suppressed
 from curation.models.weights import resolve

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from curation.config import EmbedConfig, ImagesConfig
+from curation.config.images import ImagesConfig
+from curation.config.selection import EmbedConfig
 from curation.images import decode
 from curation.models.encoder import ImageEncoder
 from curation.models.weights import resolve

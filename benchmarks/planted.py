@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.edits import EDITS
 from curation.images import decode
 

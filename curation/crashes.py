@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 from curation.images import decode
 from curation.journal import Journal, clear_up, last_words

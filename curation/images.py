@@ -21,7 +21,7 @@ from PIL import Image, UnidentifiedImageError, _imaging
 
 from curation import containers
 from curation.colours import BROKEN, narrow_key, profiles, upright_srgb
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 from curation.prescan import lean
 

@@ -11,28 +11,15 @@ import secrets
 import socket
 import threading
 import time
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from curation.errors import LeaseError, StoreError
+from curation.files import Files
 from curation.processes import start_time
 
 _DURATION_S = 60.0
 _RENEW_S = 15.0
 _SETTLE_S = 0.05
-
-
-class Files(Protocol):
-    """The small files of a run; writing replaces a file whole, so that a reader never sees half of one."""
-
-    def read_bytes(self, relative: str) -> bytes:
-        """Return the content of a file, or raise ``FileNotFoundError``."""
-
-    def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write a file."""
-
-    def remove(self, relative: str) -> None:
-        """Delete a file; one that is gone is no error."""
 
 
 class Lease:
@@ -65,9 +52,7 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()

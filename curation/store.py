@@ -17,23 +17,22 @@ Nothing is renamed and nothing is overwritten but markers. Data is written under
 exists for readers once a marker, written last, names it. A marker cut short by a crash is no JSON and counts as absent.
 """
 
-import errno
 import json
 import posixpath
 import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.errors import CorruptError, DiskFullError, LeaseError, StoreError, UsageError
+from curation.errors import CorruptError, LeaseError, StoreError
+from curation.files import Files
 from curation.fingerprint import content_digest
 from curation.lease import Lease
 
@@ -71,117 +70,12 @@ class Marker:
     read: list[str] = field(default_factory=list)
 
 
-class Run:
-    """One run, named by a folder or an fsspec URL such as ``s3://bucket/run`` or ``memory://run``."""
+class Run(Files):
+    """One run."""
 
     def __init__(self, url: str | Path) -> None:
-        try:
-            self.fs, self.root = fsspec.core.url_to_fs(str(url))
-        except (ImportError, ValueError) as error:
-            raise UsageError(f"{url}: cannot be opened: {error}") from error
-        # Workers start in folders of their own: a relative path would be another one there.
-        self.url = self.root if "file" in _protocols(self.fs) else str(url)
+        super().__init__(url)
         self.fence = ""  # token of the lease under which this process writes; handed on to workers
-
-    # -- plain files ------------------------------------------------------------------------------------------------
-
-    def path(self, relative: str) -> str:
-        """Return the file system's path of a file of the run."""
-        return posixpath.join(self.root, relative)
-
-    def exists(self, relative: str) -> bool:
-        """Whether a file of the run exists."""
-        return bool(self.fs.exists(self.path(relative)))
-
-    def read_bytes(self, relative: str) -> bytes:
-        """Return the content of a small file."""
-        data: bytes = self.fs.cat_file(self.path(relative))
-        return data
-
-    def write_bytes(self, relative: str, data: bytes) -> None:
-        """Write a small file, replacing one that exists.
-
-        On a local disk the old content survives a crash or a full disk; where nothing can be renamed, a file cut short
-        is one that readers take for absent.
-        """
-        path = self.path(relative)
-        with disk_full_is_said(self.url):
-            self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-            if "file" not in _protocols(self.fs):
-                self.fs.pipe_file(path, data)
-                return
-            draft = Path(f"{path}.{secrets.token_hex(6)}.tmp")
-            try:
-                draft.write_bytes(data)
-                draft.replace(path)
-            finally:
-                draft.unlink(missing_ok=True)
-
-    def remove(self, relative: str) -> None:
-        """Delete a file; it is no error when it is gone already."""
-        with suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(relative))
-
-    def remove_folder(self, relative: str) -> None:
-        """Delete a folder and all below it; it is no error when it is gone already."""
-        with suppress(FileNotFoundError):
-            self.fs.rm(self.path(relative), recursive=True)
-
-    @contextmanager
-    def create(self, relative: str) -> Iterator[IO[bytes]]:
-        """Open a new file for writing from front to back; what an error leaves half written is deleted."""
-        path = self.path(relative)
-        try:
-            with disk_full_is_said(self.url):
-                self.fs.makedirs(posixpath.dirname(path), exist_ok=True)
-                with self.fs.open(path, "wb") as stream:
-                    yield stream
-        except BaseException:
-            with suppress(OSError):
-                self.remove(relative)
-            raise
-
-    def open(self, relative: str) -> IO[bytes]:
-        """Open a file for reading; it can seek."""
-        try:
-            stream: IO[bytes] = self.fs.open(self.path(relative), "rb")
-        except FileNotFoundError as error:
-            raise CorruptError(f"{self.url}: {relative} is missing although its marker names it") from error
-        return stream
-
-    def local_copy(self, relative: str, folder: Path) -> Path:
-        """Return a path of this machine for a file of the run; copied into ``folder`` if the run is elsewhere."""
-        if not self.exists(relative):
-            raise CorruptError(f"{self.url}: {relative} is missing although its marker names it")
-        if "file" in _protocols(self.fs):
-            return Path(self.path(relative))
-        target = folder / posixpath.basename(relative)
-        self.fs.get_file(self.path(relative), str(target))
-        return target
-
-    def publish(self, relative: str, target: str) -> None:
-        """Copy a committed file to a name that people know; on a local disk they never see half of it."""
-        if not self.exists(relative):
-            raise CorruptError(f"{self.url}: {relative} is missing although its marker names it")
-        with disk_full_is_said(self.url):
-            if "file" not in _protocols(self.fs):
-                self.fs.copy(self.path(relative), self.path(target))
-                return
-            draft = Path(f"{self.path(target)}.{secrets.token_hex(6)}.tmp")
-            try:
-                shutil.copyfile(self.path(relative), draft)
-                draft.replace(self.path(target))
-            finally:
-                draft.unlink(missing_ok=True)
-
-    def free_bytes(self) -> int | None:
-        """Return the space left where the run lies, or None where that has no meaning."""
-        if "file" not in _protocols(self.fs):
-            return None
-        folder = Path(self.root)
-        while not folder.exists():
-            folder = folder.parent
-        return shutil.disk_usage(folder).free
 
     @contextmanager
     def lease(self) -> Iterator[Lease]:
@@ -303,7 +197,7 @@ class Run:
 
     def forget_shards(self, collection: str, num_shards: int) -> None:
         """Take back the markers of shards that a collection no longer has; their data is then garbage."""
-        for folder in self._folders(collection):
+        for folder in self.folders(collection):
             step = posixpath.basename(folder)
             for shard in self.markers(collection, step):
                 if shard >= num_shards:
@@ -337,26 +231,21 @@ class Run:
         Costs a listing of each folder. Artefacts have an empty collection and no shard.
         """
         for collection in collections:
-            folders = self._folders(collection)
-            sizes = {path: size for folder in folders for path, size in self._sizes(folder)}
+            folders = self.folders(collection)
+            sizes = {path: size for folder in folders for path, size in self.sizes(folder)}
             for folder in folders:
                 step = posixpath.basename(folder)
                 for shard, marker in self.markers(collection, step).items():
                     yield from ((collection, step, shard, path) for path in _damaged(marker, sizes))
-        for folder in self._folders("artefacts"):
+        for folder in self.folders("artefacts"):
             step = posixpath.basename(folder)
             found = self.artefact_marker(step)
             if found is not None:
-                yield from (("", step, None, path) for path in _damaged(found, dict(self._sizes(folder))))
+                yield from (("", step, None, path) for path in _damaged(found, dict(self.sizes(folder))))
 
     def forget(self, collection: str, step: str, shard: int | None) -> None:
         """Take back a marker: the output does not exist any more."""
         self.remove(f"artefacts/{step}.json" if shard is None else _marker_path(collection, step, shard))
-
-    def _sizes(self, folder: str) -> Iterator[tuple[str, int]]:
-        prefix = posixpath.relpath(folder, self.root)
-        for entry in self.fs.ls(folder, detail=True):
-            yield posixpath.join(prefix, posixpath.basename(entry["name"])), entry["size"]
 
     def collect_garbage(self, collections: Sequence[str]) -> int:
         """Delete data that no marker names: what killed or superseded attempts left. Return the number of files.
@@ -365,7 +254,7 @@ class Run:
         """
         removed = 0
         for collection in collections:
-            folders = self._folders(collection)
+            folders = self.folders(collection)
             named = {
                 path
                 for folder in folders
@@ -373,7 +262,7 @@ class Run:
                 for path in marker.files.values()
             }
             removed += sum(self._remove_unnamed(folder, named) for folder in folders)
-        for folder in self._folders("artefacts"):
+        for folder in self.folders("artefacts"):
             marker = self.artefact_marker(posixpath.basename(folder))
             removed += self._remove_unnamed(folder, set(marker.files.values()) if marker else set(), markers=False)
         return removed
@@ -388,13 +277,6 @@ class Run:
             self.remove(path)
         return len(unnamed)
 
-    def _folders(self, relative: str) -> list[str]:
-        try:
-            entries = self.fs.ls(self.path(relative), detail=True)
-        except FileNotFoundError:
-            return []
-        return sorted(entry["name"].rstrip("/") for entry in entries if entry["type"] == "directory")
-
     def _read_marker(self, relative: str) -> Marker | None:
         try:
             fields = json.loads(self.fs.cat_file(self.path(relative)))
@@ -405,21 +287,6 @@ class Run:
             return None  # cut short while it was written: the output does not exist yet
 
 
-@contextmanager
-def disk_full_is_said(where: str) -> Iterator[None]:
-    """Turn "no space left on device" into a clear error."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFullError(
-                f"{where}: no space left on the device; finished shards are kept. Free some space and run again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise StoreError(f"{where}: cannot be written: {error.strerror}") from error
-        raise
-
-
 def _damaged(marker: Marker, sizes: Mapping[str, int]) -> Iterator[str]:
     for role, path in marker.files.items():
         if path not in sizes or marker.sizes.get(role, sizes[path]) != sizes[path]:
@@ -428,7 +295,3 @@ def _damaged(marker: Marker, sizes: Mapping[str, int]) -> Iterator[str]:
 
 def _marker_path(collection: str, step: str, shard: int) -> str:
     return posixpath.join(collection, step, f"{shard:08d}.json")
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -16,10 +16,10 @@ from curation.pipelines.discard import check_finished
 from curation.pipelines.freshness import Assessed, assess, collections, folders
 from curation.pipelines.growth import Growth
 from curation.pipelines.growth import check as growth_check
-from curation.pipelines.image_pass import has_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.purge import rejected_but_stored
 from curation.pipelines.redact import redact_retried
+from curation.pipelines.stored_images import has_raw
 from curation.pipelines.units import Done, Unit
 from curation.pipelines.upkeep import is_crawled, mend, tidy
 
@@ -118,6 +118,9 @@ def bring_up(
     for stage in request.redo:
         plan.check_stage(stage)
     _check_request(context, steps, request)
+    for step in steps:
+        for note in step.notes(context.config):
+            on_event(Warned(note))
     growth_check(
         request.stage, [step.stage for step in steps], request.only, request.retry, request.extend, request.redo
     )

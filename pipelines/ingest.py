@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from curation import schema
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.cut import cut
 from curation.crawl.inputs import read_part
 from curation.crawl.links import Fetched, Link, from_table

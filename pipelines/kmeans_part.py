@@ -20,6 +20,7 @@ from typing import TypeVar
 import numpy as np
 
 from curation.errors import StageError, StoreError
+from curation.files import disk_full_is_said
 from curation.indexes import kmeans
 from curation.indexes.keys import Keys
 from curation.indexes.npz import reading
@@ -28,7 +29,6 @@ from curation.pipelines.context import Context
 from curation.pipelines.units import Unit
 from curation.stage import ShardView
 from curation.stages.cluster import ClusterFit
-from curation.store import disk_full_is_said
 
 T = TypeVar("T")
 

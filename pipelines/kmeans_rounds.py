@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from curation.config import ClusterConfig
+from curation.config.selection import ClusterConfig
 from curation.errors import CorruptError
 from curation.fingerprint import fingerprint
 from curation.indexes import kmeans

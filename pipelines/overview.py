@@ -98,6 +98,7 @@ def _step(context: Context, plan: Plan, step: Step) -> StepOverview:
     counts = {"done": 0, "stale": 0, "uncovered": 0, "left": 0}
     changed: set[str] = set()
     problem = ""
+    notes: list[str] = []
     missing = [
         name for name in collections_of(context, step) if step.kind != "crawl" and not _is_crawled(context, name)
     ]
@@ -109,6 +110,7 @@ def _step(context: Context, plan: Plan, step: Step) -> StepOverview:
             for found in assess(_Crawled(context) if missing else context, plan, step):
                 counts[found.state] += 1
                 changed.update(found.changed)
+            notes = step.notes(context.config)
         except (InputError, WeightsError) as error:  # weights or an exclusion list that this machine lacks
             counts = dict.fromkeys(counts, 0) | {"done": len(markers), "left": 0 if markers else 1}
             changed.clear()
@@ -124,6 +126,7 @@ def _step(context: Context, plan: Plan, step: Step) -> StepOverview:
         num_rows=sum(marker.num_rows for marker in markers),
         seconds=sum(marker.seconds for marker in markers),
         problem=problem,
+        notes=tuple(notes),
     )
 
 

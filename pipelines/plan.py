@@ -47,6 +47,7 @@ class Step:
         told: Those of them that markers also keep in words, so that it can be told under which an output was made.
         weights: Names of the weights that shape the output.
         check: Refuses settings that cannot work, before a run starts.
+        notes: What the user should know of settings that do work, in words.
         make: Builds the stage in the process that runs it.
     """
 
@@ -74,6 +75,7 @@ class Step:
     pairs: Callable[[Context], list[tuple[str, str]]] = field(default=lambda context: [], repr=False)
     weights: Callable[[RunConfig], tuple[str, ...]] = field(default=lambda config: (), repr=False)
     check: Callable[[RunConfig], None] = field(default=lambda config: None, repr=False)
+    notes: Callable[[RunConfig], list[str]] = field(default=lambda config: [], repr=False)
 
     def existing(self, tables: Sequence[Table], collection: str, plan: "Plan") -> tuple[Table, ...]:
         """Return those of the tables that a collection has."""

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 
-from curation.config import SeedConfig
+from curation.config.inputs import SeedConfig
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan
 from curation.pipelines.tallies import finished_verdicts, read_aligned, shard_rows

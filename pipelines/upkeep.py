@@ -8,9 +8,9 @@ from curation.errors import CorruptError
 from curation.pipelines import blocks
 from curation.pipelines.context import Context
 from curation.pipelines.freshness import assess, collections
-from curation.pipelines.image_pass import forget_raw, is_last_to_read_raw
 from curation.pipelines.plan import Plan, Step
 from curation.pipelines.redact import redact_all_retried
+from curation.pipelines.stored_images import forget_raw, is_last_to_read_raw
 from curation.pipelines.units import crawl_marker
 
 

@@ -14,14 +14,16 @@ import pyarrow.parquet as pq
 
 from curation.crashes import watch
 from curation.errors import CorruptError, CurationError, StageError
+from curation.files import disk_full_is_said
 from curation.fingerprint import content_digest, fingerprint
 from curation.pipelines import blocks, image_pass, ingest, kmeans_part
 from curation.pipelines.context import Context
 from curation.pipelines.plan import Plan, Step
+from curation.pipelines.stored_images import encoded
 from curation.pipelines.units import Done, Span, Unit, crawl_marker, is_retry, shard_markers
 from curation.schema import Table
 from curation.stage import ShardView
-from curation.store import Marker, disk_full_is_said
+from curation.store import Marker
 
 _BATCH_ROWS = 1 << 17
 
@@ -242,7 +244,7 @@ class Inputs:
             return run.read_table(collection, table.name, shard, columns)
 
         def images(rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-            return image_pass.encoded(context, self._step, collection, shard, rows)
+            return encoded(context, self._step, collection, shard, rows)
 
         tar = blurred.files["images"] if blurred is not None else ""
         return ShardView(collection, shard, num_rows, keep, read, images, tar, self._is_retry(collection, shard))

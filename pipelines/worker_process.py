@@ -65,9 +65,11 @@ class Spawner:
         """Start the server, without waiting until it is ready."""
         before = os.environ.get(_SAFE_PATH)
         os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
         try:
             forkserver.ensure_running()
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             if before is None:
                 del os.environ[_SAFE_PATH]
             else:
@@ -80,6 +82,9 @@ class Spawner:
             url: The run's.
             config: Its settings, as YAML.
             fence: Token of its lease.
+
+        Raises:
+            CurationError: None can be started.
         """
         self.start_ahead()
         ours, theirs = self._processes.Pipe()
@@ -91,9 +96,14 @@ class Spawner:
             name="curation-worker",
             daemon=True,
         )
-        process.start()
-        theirs.close()
-        log_to.close()
+        try:
+            process.start()
+        except (EOFError, OSError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise CurationError(f"no worker can be started, the process that does so has ended ({said})") from error
+        finally:
+            theirs.close()
+            log_to.close()
         return WorkerProcess(process, ours)
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import io
 import json
 import os
 import pty
@@ -12,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from curation.cli import main
-from curation.download_progress import DownloadLines
 
 PAYLOAD = bytes(range(256)) * 2000
 SHA256 = hashlib.sha256(PAYLOAD).hexdigest()
@@ -144,25 +142,6 @@ def test_a_terminal_shows_a_bar(server, cache):
     assert b"my" in shown
     assert b"512.0/512.0 kB" in shown
     assert b"{" not in shown
-
-
-def test_lines_come_at_the_start_every_five_seconds_and_at_the_end():
-    stream, now = io.StringIO(), [0.0]
-    with DownloadLines(stream, lambda: now[0]) as lines:
-        for second in range(11):
-            now[0] = float(second)
-            lines("m", 100 * second, 1000)
-
-    told = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert [line["bytes"] for line in told] == [0, 500, 1000]
-    assert told[1] == {
-        "event": "download",
-        "name": "m",
-        "bytes": 500,
-        "of": 1000,
-        "bytes_per_s": 100,
-        "eta_s": 5.0,
-    }
 
 
 def test_listing_imports_no_deep_learning_library():

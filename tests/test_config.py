@@ -7,7 +7,9 @@ from pydantic import ValidationError
 
 import curation
 from curation import settings as yaml_settings
-from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig, SeedConfig, absolute
+from curation.config import RunConfig, absolute
+from curation.config.fetch import FetchConfig, PolicyConfig
+from curation.config.inputs import InputConfig, SeedConfig
 from curation.dinov2.config import TrainConfig
 from curation.errors import ConfigError, UsageError
 from curation.settings import Settings
@@ -70,6 +72,10 @@ def test_mistakes_in_the_file_and_on_the_command_line_are_reported_together(tmp_
         ("seeds: {Upper: {inputs: []}}", "my.yaml: seeds.Upper: must match"),
         ("seeds: {a: {}}", "my.yaml: seeds.a.inputs: is required"),
         ("pool: {inputs: [{kind: zip, path: x}]}", "my.yaml: pool.inputs.0.kind: must be"),
+        (
+            "pool: {inputs: [{kind: parquet, path: 's3://b/x.parquet'}]}",
+            "my.yaml: pool.inputs.0: path s3://b/x.parquet: inputs of kind parquet lie on this machine",
+        ),
         ("pool: {inputs: [{kind: folder}]}", "my.yaml: pool.inputs.0: give either path or urls"),
         ("pool: {inputs: [{kind: folder, urls: [u]}]}", "my.yaml: pool.inputs.0: urls cannot be given for kind folder"),
         ("1: 2", "my.yaml: 1: unknown key"),

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from curation import containers, images
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 
 LIMITS = ImagesConfig()

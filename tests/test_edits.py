@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.edits import EDITS
 from curation.images import decode
 

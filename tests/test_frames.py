@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.verify import verify
 from curation.errors import ImageError
 from curation.frames import has_more

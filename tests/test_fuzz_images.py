@@ -21,7 +21,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from curation import images, schema
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 
 LIMITS = ImagesConfig(max_pixels=1 << 20, min_side_px=1, max_aspect=1000.0)

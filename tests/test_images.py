@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from curation import colours, icc, images, schema
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 
 LIMITS = ImagesConfig()

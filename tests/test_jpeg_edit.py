@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from curation import images
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.jpeg_coding import coding_of, encode_jpeg
 from curation.jpeg_edit import encode_edited, source_planes
 

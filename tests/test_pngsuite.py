@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from curation import images, schema
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 
 LIMITS = ImagesConfig(min_side_px=1, max_aspect=1000.0)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from curation import images
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.errors import ImageError
 from curation.prescan import lean
 

@@ -29,7 +29,7 @@ from curation.calibrate.counts import table_of as rows_of
 from curation.calibrate.describe import Copies, Described, Job, copy_jobs, describe, plan_copies
 from curation.calibrate.plot import plot
 from curation.calibrate.sample import Sample, of_images, of_run
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.edits import EDITS
 from curation.errors import InputError
 from curation.fingerprint import fingerprint

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from curation.calibrate.sample import Sample
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.edits import Edit
 from curation.errors import ImageError
 from curation.images import decode

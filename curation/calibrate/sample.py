@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from curation.config import InputConfig, PoolConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig, PoolConfig
 from curation.crawl import fetch, read_inputs
 from curation.errors import ImageError, InputError
 from curation.images import decode

@@ -54,9 +54,9 @@ def _models_list(options: argparse.Namespace) -> int:
 
 
 def _models_fetch(options: argparse.Namespace) -> int:
-    from curation.download_progress import download_reporter
     from curation.errors import WeightsError
     from curation.models.weights import fetch, locate, registered
+    from curation.progress.download import download_reporter
 
     names, failed = [options.name], False
     if options.name == "all":

@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
 def _bring_up(options: argparse.Namespace, spawner: "Spawner") -> int:
     from curation.pipelines.driver import Request, bring_up, redo_cost
     from curation.pipelines.publish import publish
-    from curation.progress import reporter
+    from curation.progress.run import reporter
 
     context, plan = _open(options)
     redo = frozenset(options.redo)
@@ -193,7 +193,7 @@ def _audit(options: argparse.Namespace) -> int:
 
 def _calibrate(options: argparse.Namespace) -> int:
     from curation.calibrate.dedup import Request, calibrate_dedup
-    from curation.progress import Counter
+    from curation.progress.counter import counter
 
     if options.run is None and options.images is None:
         raise UsageError("give --run FOLDER (a run that has come to faces), --images PATH, or both")
@@ -202,7 +202,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     context, plan = _open(options) if options.run or options.config else _of_defaults(options)
     output = Path(options.output or f"{options.run or '.'}/calibration/dedup")
     request = Request(output, options.images, options.size, options.precision, options.seed, options.pool_size)
-    with interruptible(context), Counter(sys.stderr, "images") as progress:
+    with interruptible(context), counter(sys.stderr, "images") as progress:
         found = calibrate_dedup(context, plan, request, progress)
     print("\n".join(found.lines))
     return 0
@@ -214,7 +214,7 @@ def _purge(options: argparse.Namespace) -> int:
     from curation.pipelines.local_runner import LocalRunner
     from curation.pipelines.publish import publish
     from curation.pipelines.purge import purge, rejected_but_stored
-    from curation.progress import reporter
+    from curation.progress.run import reporter
 
     context, plan = _open(options)
     rejected = sum(int(rows.sum()) for _, _, rows in rejected_but_stored(context))
@@ -237,7 +237,7 @@ def _purge(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from curation.demo.demo import run_demo
-    from curation.progress import reporter
+    from curation.progress.run import reporter
 
     stop = Stop()
     with stop, reporter(sys.stderr) as report:

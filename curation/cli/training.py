@@ -98,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
     from curation import settings
     from curation.dinov2.config import TrainConfig
     from curation.dinov2.train import train
-    from curation.train_progress import train_reporter
+    from curation.progress.train import train_reporter
 
     workers = [] if options.workers is None else [f"ray.workers={options.workers}"]
     config = settings.load(TrainConfig, options.config, [*options.set, *workers])
@@ -149,7 +149,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     from curation.dinov2.evaluate.config import EvaluateConfig
     from curation.dinov2.evaluate.evaluation import evaluate
     from curation.dinov2.evaluate.tables import lines
-    from curation.progress import Counter
+    from curation.progress.counter import counter
     from curation.settings import overridden, parse
 
     tree: dict[str, Any] = {"data": {"path": options.data, "test_path": options.test}}
@@ -165,7 +165,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         network=options.network,
         accept_licenses=tuple(options.accept_license),
     )
-    with Counter(sys.stderr, "images") as progress:
+    with counter(sys.stderr, "images") as progress:
         found = evaluate(trained, random, config, output, device, progress)
     print("\n".join(lines(found)))
     print(*(f"wrote {path}" for path in found.files), sep="\n")

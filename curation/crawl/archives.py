@@ -78,7 +78,9 @@ def read_records(stream: BinaryIO, kinds: frozenset[str], max_bytes: int, report
             if source.ended or not source.received:
                 return
             failed = source.received  # it stopped reading before the end
-        except (OSError, ValueError) as error:
+        except BaseException as error:
+            if not (isinstance(error, (OSError, ValueError)) or _is_panic(error)):
+                raise
             if source.broken is not None:
                 raise source.broken from error
             failed = source.received
@@ -92,6 +94,11 @@ def read_records(stream: BinaryIO, kinds: frozenset[str], max_bytes: int, report
             return
         start = next_start
     report("archive_given_up")
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether fastwarc, which is Rust, stopped at what it had not foreseen, such as a wrong checksum of LZ4."""
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def _iterate(source: "_Watched", start: int) -> Iterator[Any]:

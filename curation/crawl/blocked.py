@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from curation.blocklist import Blocklists, Versions, read_list, versions
-from curation.config import FetchConfig, ImagesConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
 from curation.crashes import watch
 from curation.errors import BlocklistedError, UsageError
 from curation.images import decode

@@ -19,7 +19,7 @@ from typing import Self
 import aiohttp
 import yarl
 
-from curation.config import FetchConfig
+from curation.config.fetch import FetchConfig
 from curation.crawl.addresses import (
     CheckedResolver,
     IPAddress,

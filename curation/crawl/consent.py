@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
-from curation.config import ConsentConfig, FetchConfig
+from curation.config.fetch import ConsentConfig, FetchConfig
 from curation.crawl.directives import OPT_OUT_TDM, opt_out_of
 from curation.crawl.origin_files import OriginFiles
 from curation.crawl.robots import (

@@ -1,4 +1,4 @@
-"""The images that a page shows: one address for each ``<img>``, the largest on offer.
+"""The images that a page shows: one address for each ``<img>`` or ``<picture>``, the largest on offer.
 
 Of an image with ``srcset`` (or a ``<picture>`` with sources) the widest candidate is taken, of one that loads lazily
 what it would load, and ``src`` otherwise. ``data:`` and SVG are skipped and counted.
@@ -43,6 +43,12 @@ _CANDIDATE = re.compile(r"[\s,]*([^\s]+)")
 _DESCRIPTOR_END = re.compile(r"(?:[^,(]|\([^)]*\)?)*")
 _SIZE = re.compile(r"\s(\d{1,9}(?:\.\d{1,9})?)([wx])\b")
 _SVG = re.compile(r"\.svgz?$", re.IGNORECASE)
+_FOR_A_SCRIPT = re.compile(r"[{\[]|.*(?:\{\{|\$\{|<%|\{[a-z_]+\})", re.DOTALL)  # JSON, templates: seen in data-src
+# Types of sources that nothing here reads; the picture has another source or an <img> for those that do not either.
+_UNREADABLE = (
+    *("image/svg", "image/jxl", "image/heic", "image/heif", "image/jp2", "image/jpx", "image/jpm"),
+    *("image/jxr", "image/vnd.ms-photo", "video/"),
+)
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,14 @@ class PageImages:
     opt_out: str | None = None
 
 
-def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> PageImages:
+def extract(html: str | bytes, page_url: str | None, agent_token: str = "", charset: str = "utf-8") -> PageImages:
     """Return the addresses of the images in a page, and whether the page forbids to use them.
 
     Args:
         html: The page; as bytes it is UTF-8.
         page_url: Where relative addresses start, unless the page has a ``<base>``; None: they are skipped.
         agent_token: Name under which pages may address us in a ``<meta>`` besides ``robots``.
+        charset: That the page came in, see ``charset.decode_html``: queries are sent in it.
 
     Raises:
         LinkError: With reason ``bad_page`` where the page is built to take forever.
@@ -76,11 +83,11 @@ def extract(html: str | bytes, page_url: str | None, agent_token: str = "") -> P
     found: dict[str, list[LexborNode]] = {"img": [], "base": [], "meta": []}
     for node in LexborHTMLParser(page).css("img, amp-img, base[href], meta[content]"):  # one walk over the tree
         found[node.tag if node.tag in ("base", "meta") else "img"].append(node)
-    base = _base(found["base"], page_url)
+    base = _base(found["base"], page_url, charset)
     urls: dict[str, None] = {}
     skipped: Counter[str] = Counter()
-    for node in found["img"]:
-        url = first_address(_candidates(node), base, skipped)
+    for picture, nodes in _pictures(found["img"]):
+        url = first_address(_candidates(picture, nodes), base, skipped, charset)
         if url is not None:
             urls.setdefault(url)
     metas = [
@@ -97,22 +104,25 @@ def opt_out_of_metas(metas: Iterable[tuple[str, str]], agent_token: str) -> str 
     return opt_out_of(robots, "1" if reserved else None, agent_token)
 
 
-def _base(nodes: Sequence[LexborNode], page_url: str | None) -> str | None:
+def _base(nodes: Sequence[LexborNode], page_url: str | None, charset: str) -> str | None:
     if not nodes:
         return page_url
     try:
-        return normalise(nodes[0].attributes.get("href") or "", page_url)
+        return normalise(nodes[0].attributes.get("href") or "", page_url, charset)
     except LinkError:
         return page_url  # like browsers: a broken first base counts as none
 
 
-def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[str]) -> str | None:
+def first_address(
+    candidates: Iterable[str], base: str | None, skipped: Counter[str], charset: str = "utf-8"
+) -> str | None:
     """Return the first candidate that is an image's address, normalised.
 
     Args:
         candidates: Addresses of one image as written, best first.
         base: Where relative ones start.
         skipped: Counts why there is none: for the reason of the best candidate.
+        charset: Of the page.
     """
     reason = "no_source"
     for text in candidates:
@@ -122,7 +132,7 @@ def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[
         refused = _refused(text)
         if refused is None:
             try:
-                url = normalise(text, base)
+                url = normalise(text, base, charset)
             except LinkError as error:
                 refused = error.reason
             else:
@@ -137,28 +147,45 @@ def first_address(candidates: Iterable[str], base: str | None, skipped: Counter[
 
 def _refused(text: str) -> str | None:
     head = text[:16].lower()
-    if head[0] in "{[":
-        return "bad_url"  # JSON for a script, seen in data-src
+    if head[0] == "#":
+        return "no_source"  # the page itself
+    if _FOR_A_SCRIPT.match(text):
+        return "bad_url"
     if not head.startswith("data:"):
         return None
     return "svg" if head.startswith("data:image/svg") else "data_uri"
 
 
-def _candidates(node: LexborNode) -> Iterator[str]:
+def _pictures(nodes: Iterable[LexborNode]) -> Iterable[tuple[LexborNode | None, list[LexborNode]]]:
+    """Return the images in order, each with the ``<picture>`` that it is in; several of one picture are one image."""
+    found: dict[int, tuple[LexborNode | None, list[LexborNode]]] = {}
+    for node in nodes:
+        picture = node.parent
+        if picture is not None and picture.tag == "noscript":
+            picture = picture.parent
+        if picture is None or picture.tag != "picture":
+            found[node.mem_id] = (None, [node])
+        else:
+            found.setdefault(picture.mem_id, (picture, []))[1].append(node)
+    return found.values()
+
+
+def _candidates(picture: LexborNode | None, nodes: Sequence[LexborNode]) -> Iterator[str]:
     """Yield addresses of one image, best first."""
-    attributes = node.attributes
-    yield from _largest_first([*_sources(node), *(attributes.get(name) or "" for name in (*LAZY_SRCSET, "srcset"))])
-    for name in (*LAZY_SRC, "src"):
-        yield attributes.get(name) or ""
+    found = [node.attributes for node in nodes]
+    sources = [] if picture is None else _sources(picture)
+    named = (attributes.get(name) or "" for attributes in found for name in (*LAZY_SRCSET, "srcset"))
+    yield from _largest_first([*sources, *named])
+    for name in LAZY_SRC:
+        yield from (attributes.get(name) or "" for attributes in found)
+    for attributes in reversed(found):  # what stands in <noscript> comes last, and a placeholder first
+        yield attributes.get("src") or ""
 
 
-def _sources(node: LexborNode) -> Iterator[str]:
-    """Yield the ``srcset`` of the sources of the picture around an image."""
-    picture = node.parent
-    if picture is None or picture.tag != "picture":
-        return
+def _sources(picture: LexborNode) -> Iterator[str]:
+    """Yield the ``srcset`` of the sources of a picture."""
     for source in picture.css("source"):
-        if not (source.attributes.get("type") or "").strip().lower().startswith("image/svg"):
+        if not (source.attributes.get("type") or "").strip().lower().startswith(_UNREADABLE):
             for name in (*LAZY_SRCSET, "srcset"):
                 yield source.attributes.get(name) or ""
 

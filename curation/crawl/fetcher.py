@@ -5,7 +5,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from curation.config import FetchConfig, ImagesConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.addresses import CheckedResolver, IPAddress
 from curation.crawl.blocked import blocked_images
 from curation.crawl.client import Client

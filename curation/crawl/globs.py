@@ -4,6 +4,7 @@ import re
 
 MAX_WORK = 4_000_000  # patterns x characters of a URL: about 10 ms, in which nothing else is done
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
+_NOT_ASCII = re.compile(r"(?:%[89A-F][0-9A-F])+")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -51,8 +52,23 @@ def comparable(text: str) -> str:
         RFC 3986, section 6.2.2.
     """
     if not text.isascii():
-        text = "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in text.encode("utf-8", "replace"))
+        text = _escaped(text.encode("utf-8", "replace"))
     return _ESCAPE.sub(_decoded, text) if "%" in text else text
+
+
+def caseless(text: str) -> str:
+    """Return what ``comparable`` does, without the case of letters of any script."""
+    text = comparable(text)
+    return (_NOT_ASCII.sub(_lowered, text) if "%" in text else text).lower()
+
+
+def _lowered(found: re.Match[str]) -> str:
+    data = bytes.fromhex(found[0].replace("%", ""))
+    return _escaped(data.decode("utf-8", "surrogateescape").lower().encode("utf-8", "surrogateescape"))
+
+
+def _escaped(data: bytes) -> str:
+    return "".join(chr(byte) if byte < 0x80 else f"%{byte:02X}" for byte in data)
 
 
 def _decoded(found: re.Match[str]) -> str:

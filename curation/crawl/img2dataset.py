@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pydantic_core
 
-from curation.config import InputConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.extra_columns import row_to_json
 from curation.crawl.links import Link
 from curation.crawl.sets import Report

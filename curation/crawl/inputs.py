@@ -13,7 +13,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.img2dataset import SUFFIXES as IMG2DATASET_SUFFIXES
 from curation.crawl.img2dataset import read_output
 from curation.crawl.links import Link, from_table, to_table

@@ -3,7 +3,7 @@
 What a list says of an image besides its URL (caption, size, scores) is kept as ``extra``, see ``extra_columns``.
 """
 
-import csv
+import codecs
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,8 +14,10 @@ from typing import BinaryIO, TextIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.bulk import normalise_all
+from curation.crawl.csv_rows import cells_of, csv_rows, leaves_quote_open
 from curation.crawl.extra_columns import to_json
 from curation.crawl.links import web_links
 from curation.crawl.sets import Report
@@ -30,6 +32,7 @@ URL_COLUMNS = ("image_url", "img_url", "imageurl", "photo_image_url", "url", "or
 _BATCH_ROWS = 20_000
 _MAX_LINE_CHARS = 1 << 16
 _PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5": "zstd", b"\x04\x22": "lz4", b"BZ": "bz2"}
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # "Unicode text" of spreadsheets
 _DELIMITERS = ",;\t|"
 T = TypeVar("T", str, list[str])
 
@@ -90,7 +93,8 @@ def _batches(
         if suffix in (".csv", ".tsv"):
             yield from _of_csv(file, stream, source, "\t" if suffix == ".tsv" else ",", report)
         else:
-            for texts in _chunks(_lines(stream, report)):
+            # Browsers take tabs out of URLs, and would make one of all that a line says.
+            for texts in _chunks(line.strip().partition("\t")[0] for line in _lines(stream, report)):
                 yield pa.array(texts, pa.string()), {}
 
 
@@ -100,7 +104,8 @@ def _text(data: BinaryIO) -> TextIO:
     data.seek(0)
     codec = _PACKED.get(head)
     raw = data if codec is None else io.BufferedReader(pa.CompressedInputStream(data, codec))
-    return io.TextIOWrapper(raw, encoding="utf-8-sig", errors="replace", newline="")
+    encoding = "utf-16" if head in _UTF_16 else "utf-8-sig"
+    return io.TextIOWrapper(raw, encoding=encoding, errors="replace", newline="")
 
 
 def _of_parquet(path: str, name: str, source: InputConfig, row_groups: tuple[int, int] | None) -> Iterator[Batch]:
@@ -154,24 +159,27 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
     head = next((line for line in lines if line.strip()), None)
     if head is None:
         return
-    rows = csv.reader(chain([head], lines), delimiter=_delimiter(head, delimiter, source))
-    try:
-        first = next(rows, [])
-    except csv.Error as error:
-        raise InputError(f"{file}: the first line is not CSV: {error}") from error
-    header = first
-    if source.url_column is None and any(map(_URL.match, first)):  # Conceptual Captions has no header
-        header = [str(place) for place in range(len(first))]
-        place = next(place for place, cell in enumerate(first) if _URL.match(cell))
+    delimiter = _delimiter(head, delimiter, source)
+    header = cells_of(head, delimiter)
+    if source.url_column is None and any(map(_URL.match, header)):  # Conceptual Captions has no header
+        lines = chain([head], lines)
+        place = next(place for place, cell in enumerate(header) if _URL.match(cell))
+        header = [str(place) for place in range(len(header))]
         column = header[place]
         if source.columns:
             raise InputError(f"{file}: has no header, so there is no column {source.columns[0]}; leave out columns")
+    elif leaves_quote_open(head, delimiter):
+        raise InputError(f'{file}: the first line leaves a quote (") open, so its columns cannot be told')
     else:
-        first = []
         column = _url_column(file, header, header, source)
         place = header.index(column)
     kept = {name: header.index(name) for name in _kept(file, header, column, source)}
-    for batch in _chunks(_rows(rows, first, place, report)):
+
+    def is_row(cells: list[str]) -> bool:
+        return len(cells) >= len(header) and _URL.match(cells[place]) is not None
+
+    rows = csv_rows(lines, delimiter, is_row, lambda: report("damaged_row"))
+    for batch in _chunks(_rows(rows, place, report)):
         texts = pa.array([row[place] for row in batch], pa.string())
         yield (
             texts,
@@ -185,7 +193,7 @@ def _of_csv(file: str, stream: TextIO, source: InputConfig, delimiter: str, repo
 def _delimiter(head: str, usual: str, source: InputConfig) -> str:
     """Return what splits a first line so that a cell is the URL column or a URL; the usual one where nothing does."""
     for delimiter in usual + _DELIMITERS:
-        for cell in next(csv.reader([head], delimiter=delimiter)):
+        for cell in cells_of(head, delimiter):
             if cell == source.url_column:
                 return delimiter
             if source.url_column is None and (cell.strip().lower() in URL_COLUMNS or _URL.match(cell)):
@@ -193,17 +201,8 @@ def _delimiter(head: str, usual: str, source: InputConfig) -> str:
     return usual
 
 
-def _rows(rows: Iterator[list[str]], first: list[str], place: int, report: Report) -> Iterator[list[str]]:
-    if first:
-        yield first
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error:
-            report("damaged_row")
-            continue
+def _rows(rows: Iterable[list[str]], place: int, report: Report) -> Iterator[list[str]]:
+    for row in rows:
         if place < len(row):
             yield row
         elif row:

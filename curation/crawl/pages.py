@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import payload
 from curation.crawl.archives import Record, read_records
 from curation.crawl.charset import decode_html
@@ -155,7 +156,8 @@ def _page(
 ) -> PageImages:
     """Extract a page's images; what its headers say of its use counts like what it says itself."""
     token = product_token(config.fetch.user_agent)
-    images = extract(decode_html(body, content_type), page_url, token)
+    html, charset = decode_html(body, content_type)
+    images = extract(html, page_url, token, charset)
     return replace(images, opt_out=_first(images.opt_out, opt_out_of(robots, tdm, token)))
 
 

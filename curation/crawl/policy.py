@@ -4,13 +4,14 @@ The form of a URL (scheme, credentials) is checked where it is parsed, and its a
 live pages and targets of redirects go through the same checks.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from curation.config import PolicyConfig
+from curation.config.fetch import PolicyConfig
 from curation.crawl.domain_lists import DomainSet, list_digests, load_domains
-from curation.crawl.globs import Glob, comparable
+from curation.crawl.globs import Glob, caseless
 from curation.crawl.hosts import parse_host
 from curation.crawl.tracking import is_tracking_pixel
 from curation.crawl.urls import DEFAULT_PORTS, WebUrl
@@ -27,6 +28,8 @@ BAD_PORTS = frozenset(
 )
 MAX_PATTERNS = 10_000  # each is tried on each URL
 _MAX_LINE_CHARS = 1 << 16
+_SCHEME = re.compile(r"([A-Za-z*]+)://")
+_HOST_END = re.compile(r"[/?]")
 
 
 class UrlPolicy:
@@ -35,7 +38,7 @@ class UrlPolicy:
     Args:
         blocked: Domains that are refused.
         allowed: None: all others; else only these.
-        patterns: Whole URLs that are refused, in the spelling of ``url_glob``.
+        patterns: Whole URLs that are refused, in the spelling of ``url_globs``.
         ports: Empty: all but ``BAD_PORTS``.
         tracking_pixels: Refuse them.
     """
@@ -71,7 +74,8 @@ class UrlPolicy:
                 f"fetch.policy: {len(patterns)} patterns of URLs, at most {MAX_PATTERNS} are tried on each URL; "
                 "put whole domains into blocked_domains"
             )
-        return cls(blocked, allowed, [url_glob(pattern) for pattern in patterns], config.ports, config.tracking_pixels)
+        globs = [glob for pattern in patterns for glob in url_globs(pattern)]
+        return cls(blocked, allowed, globs, config.ports, config.tracking_pixels)
 
     def check(self, url: WebUrl) -> None:
         """Refuse a URL of an image or a page that is not to be visited.
@@ -99,28 +103,58 @@ class UrlPolicy:
             raise LinkError("policy_domain", f"{url.host} is on no list of fetch.policy.allowed_domains")
 
 
-def url_glob(pattern: str) -> Glob:
-    """Return the glob of a pattern of URLs; case does not matter, and without a scheme or a port it stands for all.
+def left_out(config: PolicyConfig) -> list[str]:
+    """Return what lists of domains hold that is no domain, in words, a list at a time."""
+    found = {}
+    for paths in (config.blocked_domains, config.allowed_domains):
+        for path, contents in zip(paths, load_domains(paths, config.whole_domains).contents, strict=True):
+            if contents.num_others:
+                found[path] = (
+                    f"fetch.policy: {path}: {contents.num_others:,} of {sum(contents[:2]):,} entries name no domain "
+                    f"and are left out, the first in line {contents.first_other:,}"
+                )
+    return list(found.values())
+
+
+def url_globs(pattern: str) -> list[Glob]:
+    """Return the globs of a pattern of URLs: a URL matches the pattern if it matches one of them.
+
+    Case does not matter. Without a scheme or a port a pattern stands for all of them, and a host alone for all URLs of
+    that host. What begins with ``*`` may be of anything (``*.gif``).
 
     Raises:
         InputError: Its host cannot be one.
     """
-    if "://" not in pattern and not pattern.startswith("*"):
-        pattern = "*://" + pattern
-    scheme, separator, rest = pattern.rpartition("://")
-    host, slash, path = rest.partition("/")
-    if not host.isascii():
-        try:
-            host = parse_host(host)
-        except LinkError as error:
-            raise InputError(f"fetch.policy: pattern {pattern[:200]}: {error.detail}") from error
-    return Glob(comparable(f"{scheme}{separator}{host}{slash}{path}").lower())
+    found = _SCHEME.match(pattern)
+    scheme, rest = (found[1].lower(), pattern[found.end() :]) if found else ("*", pattern)
+    host = _HOST_END.split(rest, maxsplit=1)[0]
+    path = rest[len(host) :]
+    if found is None and pattern.startswith("*"):
+        return [Glob(caseless((_ascii(host) if path.startswith("/") else host) + path))]
+    if "*" not in host:
+        path = f"/{path}" if path.startswith("?") else path or "/*"
+    hosts = {
+        scheme: _ascii(host.removesuffix(f":{DEFAULT_PORTS.get(scheme)}").removesuffix("."))
+        for scheme in (DEFAULT_PORTS if scheme == "*" else (scheme,))
+    }
+    return [Glob(caseless(f"{scheme}://{host}{path}")) for scheme, host in hosts.items()]
+
+
+def _ascii(host: str) -> str:
+    """Return the host of a pattern as it stands in normalised URLs."""
+    if host.isascii():
+        return host
+    name, colon, port = host.partition(":")
+    try:
+        return parse_host(name) + colon + port
+    except LinkError as error:
+        raise InputError(f"fetch.policy: pattern with host {host[:200]}: {error.detail}") from error
 
 
 def _texts(url: WebUrl) -> list[str]:
     """Return what patterns are matched with: the URL without its port, and with it where it is not the default."""
     host = url.host.removesuffix(".")
-    rest = comparable(url.path_and_query).lower()
+    rest = caseless(url.path_and_query)
     texts = [f"{url.scheme}://{host}{rest}"]
     if url.port != DEFAULT_PORTS[url.scheme]:
         texts.append(f"{url.scheme}://{host}:{url.port}{rest}")

@@ -25,7 +25,7 @@ from itertools import count
 
 import numpy as np
 
-from curation.config import FetchConfig
+from curation.config.fetch import FetchConfig
 from curation.errors import LinkError
 
 MAX_TRIALS = 3

@@ -8,7 +8,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curation.config import InputConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.links import Link
 from curation.crawl.urls import normalise
 from curation.errors import InputError, LinkError

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from curation.config import CrawlConfig
+from curation.config.fetch import CrawlConfig
 from curation.errors import InputError
 from curation.local_files import expand, walk
 
@@ -64,7 +64,7 @@ def files_of(path: str, suffixes: frozenset[str], what: str) -> list[str]:
     if not is_remote(path):
         folder = Path(path).expanduser()
         if not folder.is_dir():
-            return [str(file) for file in expand(path.removeprefix("file://"), suffixes, what)[0]]
+            return [str(file) for file in expand(path, suffixes, what)[0]]
         below = [str(file) for file in walk(folder.absolute()) if suffix_of(file.name) in suffixes]
         if not below:
             raise InputError(f"{what} {path}: no file in this folder ends in {', '.join(sorted(suffixes))}")

@@ -2,9 +2,10 @@
 
 The rules are those of browsers (WHATWG URL) as far as http and https need them: relative references, backslashes,
 white space, percent-encoding, dot segments, international names, IPv4 addresses in decimal, octal and hexadecimal.
-Fragments and default ports are dropped. Left out: queries are always encoded as UTF-8, whatever the page's charset.
+Fragments and default ports are dropped. Queries are encoded in the charset of the page that they stand in.
 """
 
+import codecs
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ _TAB_AND_NEWLINES = str.maketrans("", "", "\t\n\r")
 _IN_PATH = frozenset(b' "#<>?^`{}')
 _IN_QUERY = frozenset(b" \"#<>'")
 _IS_PLAIN = re.compile(r"[A-Za-z0-9\-._~!$%&()*+,;=:@/\[\]|]*")  # as it stands in a path and in a query
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SINGLE_DOT = frozenset({".", "%2e"})
 _DOUBLE_DOT = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 
@@ -58,12 +60,13 @@ class WebUrl:
         return self.origin + self.path_and_query
 
 
-def normalise(text: str, base: str | None = None) -> str:
+def normalise(text: str, base: str | None = None, charset: str = "utf-8") -> str:
     """Return the normalised form of an http or https URL.
 
     Args:
         text: The URL as found, absolute or relative to ``base``.
         base: A normalised URL.
+        charset: Of the page, a codec of Python that is not UTF-16: what its queries are encoded in.
 
     Raises:
         LinkError: ``bad_url``, ``policy_scheme`` or ``policy_credentials``.
@@ -71,10 +74,10 @@ def normalise(text: str, base: str | None = None) -> str:
     Source:
         WHATWG URL Standard, https://url.spec.whatwg.org/
     """
-    return str(parse(text, base))
+    return str(parse(text, base, charset))
 
 
-def parse(text: str, base: str | None = None) -> WebUrl:
+def parse(text: str, base: str | None = None, charset: str = "utf-8") -> WebUrl:
     """Return the parts of a URL; see ``normalise``."""
     text = text.strip(_C0_AND_SPACE).translate(_TAB_AND_NEWLINES)
     if len(text) > MAX_URL_CHARS:
@@ -87,7 +90,7 @@ def parse(text: str, base: str | None = None) -> WebUrl:
         raise LinkError("policy_scheme", f"scheme {scheme[:20]} is neither http nor https")
     address, question, query_text = rest.partition("?")
     address = address.replace("\\", "/")
-    query = _encode(query_text, _IN_QUERY) if question else None
+    query = _encode(query_text, _IN_QUERY, charset) if question else None
     relative = not found or (origin is not None and scheme == origin.scheme and not address.startswith("//"))
     if not relative:
         return _absolute(scheme, address.lstrip("/"), query)
@@ -151,12 +154,27 @@ def _path(text: str) -> str:
     return "/" + _encode("/".join(segments), _IN_PATH)
 
 
-def _encode(text: str, escaped: frozenset[int]) -> str:
+def _encode(text: str, escaped: frozenset[int], charset: str = "utf-8") -> str:
     if _IS_PLAIN.fullmatch(text):
         return text
     # Bytes of a header that are not UTF-8 arrive as surrogate escapes, and leave as the bytes they were.
     try:
-        data = text.encode("utf-8", "surrogateescape")
+        data = text.encode(charset, "surrogateescape" if charset == "utf-8" else _IN_CHARSET)
     except UnicodeEncodeError:
-        data = text.encode("utf-8", "replace")
+        data = _SURROGATE.sub("\ufffd", text).encode()
     return "".join(f"%{byte:02X}" if byte < 0x20 or byte > 0x7E or byte in escaped else chr(byte) for byte in data)
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """Return what stands for characters that the charset of a page lacks, and where they end.
+
+    Source:
+        WHATWG URL Standard, "percent-encode after encoding".
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(f"%26%23{ord(char)}%3B" for char in error.object[error.start : error.end]), error.end
+
+
+_IN_CHARSET = "curation.in_charset"
+codecs.register_error(_IN_CHARSET, _stand_in)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from curation import images
 from curation.blocklist import Blocklists
-from curation.config import ImagesConfig, ResizeConfig
+from curation.config.fetch import ResizeConfig
+from curation.config.images import ImagesConfig
 from curation.crashes import watch
 from curation.crawl.links import Fetched
 from curation.errors import BlocklistedError, ImageError

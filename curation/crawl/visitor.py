@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from curation.config import FetchConfig
+from curation.config.fetch import FetchConfig
 from curation.crawl.client import Answer, Client, Heard, RetryLaterError, backoff_s
 from curation.crawl.schedule import Schedule, Turn
 from curation.crawl.urls import WebUrl, parse

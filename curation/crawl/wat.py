@@ -1,7 +1,8 @@
 """Image links from WAT files: what Common Crawl found in its pages, without the pages.
 
 A record holds one page's links as JSON. Each ``IMG`` gives one link an attribute, so that unlike in ``extract`` its
-``src`` and its ``srcset`` may both be there; ``<picture>`` is not told from its sources, which are left out.
+``src`` and its ``srcset`` may both be there; ``<picture>`` is not told from its sources, which are left out. The
+charset of a page is not told either: queries are encoded as UTF-8.
 """
 
 import json

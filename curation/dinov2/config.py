@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.dinov2.evaluate.config import LabelledConfig
 from curation.settings import Settings
 

@@ -1,7 +1,6 @@
 """The same figures as ``log.jsonl`` for TensorBoard."""
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from curation.dinov2.checkpoint import clear_errors
@@ -29,9 +28,7 @@ class EventFiles:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def write(self, report: StepReport) -> None:

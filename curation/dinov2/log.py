@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from curation.dinov2.checkpoint import clear_errors
@@ -55,9 +54,7 @@ class StepLog:
             self._file: TextIOWrapper = self._path.open("a", encoding="utf-8")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
     def write(self, report: StepReport) -> None:

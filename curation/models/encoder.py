@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.errors import WeightsError
 from curation.models import networks
 from curation.models.allocator import keep_freed_memory

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.encoder_presets import TRAINED
 from curation.errors import WeightsError
 from curation.models import hub, torchvision_shim

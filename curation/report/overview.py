@@ -28,6 +28,7 @@ class StepOverview:
         num_rows: Rows of the units that exist.
         seconds: Work that they took, summed over units.
         problem: Why it could not be found out what is stale; units that exist then count as done.
+        notes: What there is to know of the settings that it is made with.
     """
 
     name: str
@@ -41,6 +42,7 @@ class StepOverview:
     num_rows: int = 0
     seconds: float = 0.0
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def num_units(self) -> int:
@@ -287,6 +289,7 @@ def step_notes(step: StepOverview) -> list[str]:
         notes.append(f"{step.name}: {counted(step.uncovered, 'unit')} may lack rows that are kept now")
     if step.problem:
         notes.append(f"{step.name}: cannot tell what is stale: {plain(step.problem)}")
+    notes += [f"{step.name}: {plain(note)}" for note in step.notes]
     return notes
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import ClusterConfig
+from curation.config.selection import ClusterConfig
 from curation.errors import CorruptError
 from curation.indexes import array_files, kmeans
 from curation.indexes.hierarchy import Tree, grow

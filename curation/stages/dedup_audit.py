@@ -7,7 +7,6 @@ unlike it: the similarity is always that of the two images of the row.
 """
 
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -67,9 +66,7 @@ class Audit:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._writer.close()
 
     def add(self, decision: str, images: Numbered, dropped: Dropped, of: Known, groups: Groups | None = None) -> None:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import DedupConfig
+from curation.config.dedup import DedupConfig
 from curation.errors import DimensionError
 from curation.indexes.exact import Edges
 from curation.indexes.forest import SpanningForest

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import DedupConfig
+from curation.config.dedup import DedupConfig
 from curation.errors import DimensionError
 from curation.indexes.pairs import Codes, ExactPairs, InvertedPairs, PairSearch
 from curation.indexes.sampling import HashSample

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.stage import ImageRow
 from curation.stages.descriptors import half_rows
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import images, jpeg_coding, jpeg_edit, schema
-from curation.config import FacesConfig, ImagesConfig
+from curation.config.images import FacesConfig, ImagesConfig
 from curation.models.faces import FaceDetector, Faces, best_first
 from curation.stage import ImageRow
 from curation.stages.hiding import Region, hide, strengthened, with_margin

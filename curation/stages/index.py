@@ -18,7 +18,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from curation import schema
-from curation.config import IndexConfig
+from curation.config.selection import IndexConfig
 from curation.errors import DimensionError
 from curation.indexes import index_header
 from curation.indexes.flat import FlatIndex

@@ -14,7 +14,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.stages import jpeg_scan
 from curation.stages.jpeg_header import Code, Header, read_header
 

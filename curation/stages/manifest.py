@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 
 from curation import schema
 from curation.blocklist import blocklists
-from curation.config import ExcludeConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.selection import ExcludeConfig
 from curation.errors import InputError
 from curation.fingerprint import add_digests, rows_digest
 from curation.indexes.keys import keys_from_hex

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import schema
-from curation.config import NsfwConfig
+from curation.config.images import NsfwConfig
 from curation.stage import ImageRow
 
 if TYPE_CHECKING:

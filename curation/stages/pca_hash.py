@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import ImagesConfig, PcaHashConfig
+from curation.config.images import ImagesConfig, PcaHashConfig
 from curation.errors import CorruptError, DimensionError, UsageError
 from curation.stage import ImageRow
 from curation.stages.image_hash import ImageHash

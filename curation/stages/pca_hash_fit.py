@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import ImagesConfig, PcaHashConfig
+from curation.config.images import ImagesConfig, PcaHashConfig
 from curation.crashes import watch
 from curation.errors import ImageError
 from curation.images import decode

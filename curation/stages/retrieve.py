@@ -31,7 +31,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import RunConfig, SeedConfig
+from curation.config import RunConfig
+from curation.config.inputs import SeedConfig
 from curation.indexes.balanced import QuotaSample, shares
 from curation.indexes.hierarchy import Tree
 from curation.indexes.index import Index, load

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.images import decode
 from curation.stages.jpeg_luma import UNITS, small_luma
 

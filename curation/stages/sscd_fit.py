@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from curation import schema
-from curation.config import ImagesConfig, SscdConfig
+from curation.config.dedup import SscdConfig
+from curation.config.images import ImagesConfig
 from curation.crashes import watch
 from curation.errors import DimensionError, ImageError, StageError
 from curation.images import decode

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation import schema
-from curation.config import NsfwConfig
+from curation.config.images import NsfwConfig
 from curation.schema import Table
 from curation.stages.nsfw import nsfw_verdict
 

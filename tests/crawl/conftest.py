@@ -18,7 +18,8 @@ from aiohttp import web
 from multidict import CIMultiDict
 from PIL import Image
 
-from curation.config import FetchConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import FetchConfig
 
 
 def make_image(seed: int, side_px: int = 48, kind: str = "JPEG", **options) -> bytes:

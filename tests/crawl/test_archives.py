@@ -13,7 +13,8 @@ import pytest
 from fastwarc.stream_io import GzipWriter, Lz4Writer, ZstdWriter
 
 from curation import crawl
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import payload
 from curation.crawl.archives import read_records
 
@@ -74,6 +75,16 @@ def test_every_packing_gives_the_same_links(tmp_path, suffix):
     assert [link.url for link in links] == [f"http://site.example/{n}.jpg" for n in range(5)]
     assert links[3].page_urls == ("http://site.example/3",)
     assert counts == {}
+
+
+def test_damage_at_which_fastwarc_panics_is_damage_like_any_other():
+    of_other_lines = record("unknown", "http://site.example/1", b"a" * 300).replace(b"\r\n\r\n", b"\n\n", 1)
+    with_checksum = b"\x04\x22\x4d\x18\x64\x40\xa7"  # head of an LZ4 frame; the checksum behind it is wrong
+    damaged = with_checksum + packed([of_other_lines], Lz4Writer)[len(with_checksum) :] + b"nope"
+
+    found = scan(damaged + packed([page("http://site.example/2")], Lz4Writer))
+
+    assert found == {"record_damaged": 1, "response": 1}
 
 
 def test_what_is_no_page_is_counted_by_its_reason(tmp_path):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import FetchConfig, ImagesConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
 from curation.crawl import blocked
 from curation.crawl.blocked import BlockedImages, blocked_images
 from curation.errors import BlocklistedError, ImageError, InputError, UsageError

@@ -6,7 +6,8 @@ import pytest
 from multidict import CIMultiDict
 
 from curation import crawl
-from curation.config import ConsentConfig, FetchConfig, InputConfig
+from curation.config.fetch import ConsentConfig, FetchConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.consent import Consent
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import Link

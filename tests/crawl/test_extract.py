@@ -35,7 +35,24 @@ HERE = "https://example.com/a/"
         ("<picture><source srcset='w.webp 900w'><img src=f.jpg></picture>", ["w.webp"]),
         ("<picture><source srcset='w.webp 900w'><img srcset='f.jpg 1200w'></picture>", ["f.jpg"]),
         ("<picture><source type=image/svg+xml srcset=v><img src=f.jpg></picture>", ["f.jpg"]),
+        (
+            "<picture><source type='image/JXL' srcset=j><source type=image/avif srcset=a><img src=f.jpg></picture>",
+            ["a"],
+        ),
+        (
+            "<img data-src='//a.example/b_{width}x.jpg' src=s.jpg><img data-src='{{ url }}' src=t.jpg>",
+            ["s.jpg", "t.jpg"],
+        ),
+        ("<img src='{B59C1A2F-0001}.jpg?a={1}'>", []),
+        ("<img src='x/{B59C1A2F-0001}.jpg?a={1}'>", ["x/%7BB59C1A2F-0001%7D.jpg?a={1}"]),
         ("<picture><source data-srcset='w.webp 900w'><img src=f.jpg></picture>", ["w.webp"]),
+        ("<picture><source srcset='w.webp 900w'><noscript><img src=f.jpg></noscript></picture>", ["w.webp"]),
+        (
+            "<picture><img src=blank.gif><noscript><img src=f.jpg></noscript></picture><img src=g.jpg>",
+            ["f.jpg", "g.jpg"],
+        ),
+        ("<picture><img data-src=r.jpg src=b.gif><noscript><img src=f.jpg></noscript></picture>", ["r.jpg"]),
+        ("<picture><source srcset=a><img src=b></picture><picture><source srcset=c><img src=d></picture>", ["a", "c"]),
         ("<video><source src=v.mp4></video>", []),
         ("<noscript><img src=x.jpg></noscript>", ["x.jpg"]),
         ("<head><noscript><img src=x.jpg></noscript></head>", ["x.jpg"]),
@@ -67,6 +84,8 @@ def test_images_of_a_page(html, expected):
         ("<img src=logo.SVGZ?x=1>", "svg"),
         ("<img src='data:image/svg+xml,x'>", "svg"),
         ("<img>", "no_source"),
+        ("<img src='#'>", "no_source"),
+        ("<img data-src='${image.url}'>", "bad_url"),
         ("<img src=''>", "no_source"),
         ("<img src>", "no_source"),
         ("<img src=about:blank>", "policy_scheme"),
@@ -129,6 +148,10 @@ def test_srcset_candidates(srcset, expected):
         ("€".encode("cp1252"), 'text/html; charset="latin1"', "€"),
         ("жук".encode("koi8-r"), "text/html; charset=koi8-r", "жук"),
         (b"<meta charset=shift_jis>" + "猫".encode("cp932"), "", "<meta charset=shift_jis>猫"),
+        ("\u20ac".encode("cp1252"), "text/html; charset=iso8859-1", "\u20ac"),
+        ("ő".encode("iso8859-2"), "text/html; charset=ISO_8859-2", "ő"),
+        ("猫".encode("cp932"), "text/html; charset=Windows-31J", "猫"),
+        ("猫".encode("gbk"), "text/html;charset=gb_2312-80", "猫"),
         (b"\xef\xbb\xbf" + "ä".encode(), "text/html; charset=latin1", "ä"),
         (b"\xff\xfe" + "ä".encode("utf-16-le"), "", "ä"),
         (b"<meta charset=utf-16>" + "ä".encode(), "", "<meta charset=utf-16>ä"),
@@ -138,7 +161,28 @@ def test_srcset_candidates(srcset, expected):
     ],
 )
 def test_pages_are_decoded_by_what_they_say_they_are(data, content_type, expected):
-    assert decode_html(data, content_type) == expected
+    assert decode_html(data, content_type)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "written", "sent"),
+    [
+        ("utf-8", "é/é?é†", "%C3%A9/%C3%A9?%C3%A9%E2%80%A0"),
+        ("utf-16", "é?é", "%C3%A9?%C3%A9"),
+        ("windows-1252", "é/é?é†", "%C3%A9/%C3%A9?%E9%86"),
+        ("iso-8859-1", "?q=€ 猫&x=%e9", "page.html?q=%80%20%26%2329483%3B&x=%e9"),
+        ("shift_jis", "?q=é&r=猫表", "page.html?q=%26%23233%3B&r=%94L%95\\"),
+        ("euc-kr", "?†", "page.html?%A2%D3"),
+        ("big5", "?†", "page.html?%26%238224%3B"),
+        ("koi8-r", "?жук", "page.html?%D6%D5%CB"),
+    ],
+)  # what the standard's own tests (url/resources/percent-encoding.json) and browsers give
+def test_queries_are_sent_in_the_charset_of_the_page(label, written, sent):
+    text, charset = decode_html(
+        f"<img src='{written}'>".encode(label, "xmlcharrefreplace"), f"text/html; charset={label}"
+    )
+
+    assert extract(text, PAGE, "", charset).urls == (HERE + sent,)
 
 
 def test_mutilated_pages_give_addresses_of_the_web_and_no_error():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from curation import crawl
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.addresses import CheckedResolver, is_public
 from curation.crawl.client import retry_after_s
 from curation.crawl.fetcher import Fetcher

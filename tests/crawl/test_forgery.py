@@ -13,7 +13,10 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 
 from curation import crawl
-from curation.config import FetchConfig, ImagesConfig, InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.addresses import CheckedResolver, anything, is_public
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.inputs import read_inputs

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from curation.config import FetchConfig, ImagesConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.addresses import CheckedResolver
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.links import Link

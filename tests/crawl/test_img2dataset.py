@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig, PoolConfig
+from curation.config.inputs import InputConfig, PoolConfig
 
 
 def sidecar(number):

@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig
+from curation.config.inputs import InputConfig
 from curation.errors import InputError
 
 
@@ -128,4 +128,4 @@ def test_damaged_lists_are_counted(settings, tmp_path):
 
     assert [link.url for link in text] == ["http://example.com/a", "http://example.com/b"]
     assert text_counts == {"damaged_row": 1, "bad_url": 1}
-    assert csv_counts["damaged_row"] >= 1
+    assert sum(csv_counts.values()) == 200_000

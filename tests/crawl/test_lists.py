@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig
 from curation.crawl import inputs
 from curation.errors import InputError
 
@@ -111,17 +112,54 @@ def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_pa
     ("name", "data"),
     [
         ("x.csv", "\r\nURL;TEXT\r\n{0};a, b\r\n{1};c\r\n"),
-        ("x.csv", "\ufeffTEXT\tURL\na, b\t{0}\nc\t{1}"),
+        ("x.csv", "TEXT\tURL\na, b\t{0}\nc\t{1}"),
         ("x.csv", "a, b|{0}\nc|{1}"),
+        ("x.tsv", "URL\tTEXT\r\n{0}\ta, b\r\n{1}\tü"),
     ],
 )
-def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data):
-    (tmp_path / name).write_text(data.format(*URLS), encoding="utf-8", newline="")
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_delimiter_of_a_csv_file_is_told_by_its_first_line(tmp_path, name, data, encoding):
+    (tmp_path / name).write_text(data.format(*URLS), encoding, newline="")
 
     links, counts = read(tmp_path / name)
 
     assert [(link.url, "a, b" in link.extra) for link in links] == [(URLS[0], True), (URLS[1], False)]
     assert counts == {}
+
+
+def test_what_follows_a_tab_in_a_text_list_does_not_become_part_of_the_url(tmp_path):
+    (tmp_path / "x.txt").write_text(f"{URLS[0]}\t640\t480\n\t{URLS[1]}\n")
+
+    links, _ = read(tmp_path / "x.txt")
+
+    assert [link.url for link in links] == URLS[:2]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv"])
+def test_a_quote_that_is_left_open_swallows_no_rows(tmp_path, name):
+    cell = "\t" if name == "x.tsv" else ","
+    lines = [
+        f"url{cell}TEXT",
+        f'{URLS[0]}{cell}"a',
+        f"{URLS[1]}{cell}b",
+        f'"{URLS[2]}{cell}c',
+        f'{URLS[2]}{cell}"d\ne"',
+    ]
+    (tmp_path / name).write_text("\n".join(lines))
+
+    links, counts = read(tmp_path / name)
+
+    assert [(link.url, json.loads(link.extra)["TEXT"]) for link in links] == [
+        *((URLS[0], "a"), (URLS[1], "b"), (URLS[2], "d\ne"))
+    ]
+    assert counts == {"damaged_row": 1}
+
+
+def test_a_first_line_that_leaves_a_quote_open_is_an_error(tmp_path):
+    (tmp_path / "x.csv").write_text(f'url,"TEXT\n{URLS[0]},a\n')
+
+    with pytest.raises(InputError, match="quote"):
+        read(tmp_path / "x.csv")
 
 
 @pytest.mark.parametrize(

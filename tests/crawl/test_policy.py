@@ -1,7 +1,9 @@
 import pytest
 
 from curation import crawl
-from curation.config import FetchConfig, InputConfig, PolicyConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import FetchConfig, PolicyConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.inputs import read_inputs
 from curation.crawl.links import LINK_REASONS, Link
 from curation.crawl.policy import MAX_PATTERNS, UrlPolicy, policy_settings
@@ -59,6 +61,16 @@ def test_an_empty_allow_list_allows_nothing(tmp_path):
         ("*.Bücher.example/ä*", ["http://a.xn--bcher-kva.example/%c3%a4b"], ["http://xn--bcher-kva.example/"]),
         ("*.example.com/*", ["http://a.example.com/b"], ["http://example.com/b"]),
         ("*/nsfw/*", ["http://a.example/x/NSFW/y.jpg"], ["http://a.example/nsfw.jpg"]),
+        ("evil.com", ["http://evil.com/", "https://EVIL.com:8080/a?b", "http://evil.com./a"], ["http://a.evil.com/", "http://evil.com.example/"]),
+        ("http://evil.com:80", ["http://evil.com/"], ["https://evil.com/"]),
+        ("evil.com:443/a", ["https://evil.com/a", "http://evil.com:443/a"], ["http://evil.com/a"]),
+        ("evil.com?q=*", ["http://evil.com/?q=1"], ["http://evil.com/a?q=1"]),
+        ("evil.com/*", ["https://evil.com/"], ["http://proxy.example/http://evil.com/x"]),
+        ("evil.com/to?u=http://b.example", ["http://evil.com/to?u=http://b.example"], []),
+        ("bücher.example:81/*", ["http://xn--bcher-kva.example:81/a"], []),
+        ("*/ÄÉ%c3%96ß/*", ["http://a.example/äéöß/b", "http://a.example/%C3%A4%c3%89Öß/"], ["http://a.example/aeo/"]),
+        ("*straße*", ["http://a.example/STRAßE"], []),
+        ("*/%fc*", ["http://a.example/%FCx"], []),
         ("https://*", ["https://a.example/"], ["http://a.example/"]),
         ("*?id=*&x=1", ["http://a.example/?id=7&x=1"], ["http://a.example/?id=7&x=12"]),
         ("*a*a*a*a*a*a*a*a*b", ["http://a.example/aaaaaaaaab"], ["http://a.example/" + "a" * 8000]),

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from curation import crawl
-from curation.config import FetchConfig
+from curation.config.fetch import FetchConfig
 from curation.crawl.addresses import CheckedResolver, anything
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.links import Link
@@ -21,7 +21,8 @@ from curation.crawl.schedule import Schedule
 
 _SHARD = """
 import sys
-from curation.config import FetchConfig, ImagesConfig
+from curation.config.fetch import FetchConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.links import Link
 

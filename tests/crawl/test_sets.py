@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import InputConfig, PoolConfig
+from curation.config.inputs import InputConfig, PoolConfig
 from curation.crawl.links import from_table, to_table
 from curation.crawl.local import read_local
 from curation.errors import InputError
@@ -205,3 +205,16 @@ def test_links_are_rows_of_the_crawl_table(settings, tmp_path, make_image):
 
     assert table.schema.equals(CRAWL.schema)
     assert list(from_table(table)) == links
+
+
+def test_a_file_url_is_a_path_for_every_kind(settings, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"123")
+    (tmp_path / "p.html").write_text("<img src=https://site.example/x.jpg>")
+    (tmp_path / "u.txt").write_text("https://site.example/y.jpg")
+    kinds = {"folder": tmp_path, "html": tmp_path / "p.html", "urls": tmp_path / "u.txt"}
+
+    _, links, _ = read(settings, *(InputConfig(kind=kind, path=f"file://{path}") for kind, path in kinds.items()))
+
+    assert [link.url for link in links] == [
+        *(f"file://{tmp_path}/a.png", "https://site.example/x.jpg", "https://site.example/y.jpg")
+    ]

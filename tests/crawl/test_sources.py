@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import crawl
-from curation.config import CrawlConfig, InputConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.fetch import CrawlConfig
+from curation.config.inputs import InputConfig
 from curation.crawl.sources import RemoteFile, open_source
 from curation.errors import InputError
 

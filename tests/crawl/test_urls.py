@@ -60,7 +60,7 @@ BASE = "https://example.com/a/b/page.html?x=1"
         ("http://0x7f.1/", "http://127.0.0.1/"),
         ("http://example.com/'\"<>`{}^|", "http://example.com/'%22%3C%3E%60%7B%7D%5E|"),
         ("http://example.com/?'\"<>", "http://example.com/?%27%22%3C%3E"),
-        ("http://example.com/\udcff\ud800", "http://example.com/%3F%3F"),
+        ("http://example.com/\udcff\ud800", "http://example.com/%EF%BF%BD%EF%BF%BD"),
         ("http://example.com/\udcff", "http://example.com/%FF"),
         ("img.jpg", "https://example.com/a/b/img.jpg"),
         ("../img.jpg", "https://example.com/a/img.jpg"),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig, ResizeConfig
+from curation.config.fetch import ResizeConfig
+from curation.config.images import ImagesConfig
 from curation.crawl.verify import verify
 from curation.errors import ImageError
 from curation.images import decode

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.encoder_presets import PRESETS
 from curation.errors import WeightsError
 from curation.models import networks, torchvision_shim

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.models.encoder import ImageEncoder
 from curation.models.weights import resolve
 

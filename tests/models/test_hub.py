@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.errors import WeightsError
 from curation.models import torchvision_shim
 from curation.models.encoder import ImageEncoder

@@ -159,6 +159,17 @@ def test_settings_of_crawl_and_fetch_do_not_make_them_again(copied, bring, tree)
     assert any("--redo fetch" in message for message in warnings)
 
 
+def test_what_a_list_of_domains_holds_besides_is_told_once(fetched, bring, tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("CURATION_CACHE", str(tmp_path / "cache"))
+    lists = tmp_path / "domains.txt"
+    lists.write_text("a.example\n" * 20 + "http://b.example/\n")
+
+    events = bring(fetched, tree() | {"fetch": {"policy": {"blocked_domains": [str(lists)]}}}, Request("fetch"))
+
+    warnings = [event.message for event in events if isinstance(event, Warned) and str(lists) in event.message]
+    assert warnings == [f"fetch.policy: {lists}: 1 of 21 entries name no domain and are left out, the first in line 21"]
+
+
 def test_a_check_of_consent_that_was_off_when_images_came_stands_in_the_manifest(copied, bring, tree):
     manifest = Request(redo=frozenset({"manifest"}))
     bring(copied, tree() | {"fetch": {"consent": {"robots": False}}}, manifest)

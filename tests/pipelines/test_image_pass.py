@@ -14,15 +14,16 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import PcaHashConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.images import PcaHashConfig
 from curation.errors import StageError, WeightsError
 from curation.images import decode as decode_image
 from curation.pipelines import image_pass
 from curation.pipelines.context import Context
 from curation.pipelines.driver import Request
-from curation.pipelines.image_pass import encoded
 from curation.pipelines.ingest import image_id
 from curation.pipelines.lvd142m import build_plan
+from curation.pipelines.stored_images import encoded
 from curation.settings import parse
 from curation.stages.pca_hash import PcaHashStage, default_pca
 from curation.store import Marker, Run

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from curation import schema
-from curation.config import ClusterConfig, RunConfig
+from curation.config import RunConfig
+from curation.config.selection import ClusterConfig
 from curation.errors import DiskFullError, StageError, StoreError, VectorError
 from curation.indexes import assignment, kmeans
 from curation.indexes.hierarchy import Tree

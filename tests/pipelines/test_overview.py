@@ -369,6 +369,19 @@ def test_a_new_collection_leaves_its_units_and_makes_reduces_stale(finished: Mad
     assert not found.manifest.current
 
 
+def test_a_list_of_domains_of_which_some_lines_are_left_out_is_told_of(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("CURATION_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "hosts.txt"
+    path.write_text("a.example\n" * 20 + "http://b.example/\n")
+    config = parse(RunConfig, {"fetch": {"policy": {"blocked_domains": [str(path)]}}}, "test")
+
+    found = overview(Context(Run(tmp_path / "run"), config), build_plan(config))
+
+    assert f"  fetch: fetch.policy: {path}: 1 of 21 entries name no domain and are left out, the first in line 21" in (
+        found.lines()
+    )
+
+
 def test_missing_weights_are_a_problem_of_their_steps_only(finished: Made) -> None:
     gone = Made(finished.folder, sscd={"weights": "/nowhere/sscd.onnx"})
     gone.run, gone.context = finished.run, Context(finished.run, gone.config)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.crashes import Watch
 from curation.errors import ImageError
 from curation.journal import Journal

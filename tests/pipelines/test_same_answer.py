@@ -41,18 +41,8 @@ def test_ray_gives_the_same_digest(finished, bring, tree, digest, tmp_path, ray_
 def test_kill_9_at_ten_random_instants_changes_nothing(finished, tree, digest, tmp_path):
     config, run = tmp_path / "config.yaml", tmp_path / "run"
     config.write_text(yaml.safe_dump(tree(rows=12)))
-    command = [
-        sys.executable,
-        "-m",
-        "curation.cli",
-        "run",
-        "--config",
-        str(config),
-        "--run",
-        str(run),
-        "--workers",
-        "2",
-    ]
+    command = [sys.executable, "-m", "curation.cli", "run", "--config", str(config), "--run", str(run)]
+    command += ["--workers", "2"]
     instants = random.Random(9)
     killed = 0
     while killed < 10:

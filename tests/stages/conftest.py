@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from curation import schema
-from curation.config import DedupConfig
+from curation.config.dedup import DedupConfig
 from curation.indexes.pairs import ExactPairs, PairSearch
 from curation.schema import Table
 from curation.stage import ShardView

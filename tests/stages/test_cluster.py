@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from curation import schema
-from curation.config import ClusterConfig
+from curation.config.selection import ClusterConfig
 from curation.errors import CorruptError, DimensionError
 from curation.indexes.hierarchy import Tree
 from curation.stages.cluster import CENTROIDS_FILE, HISTORY_FILE, TREE_FILE, ClusterFit, ClusterStage

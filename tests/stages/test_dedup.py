@@ -4,7 +4,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curation.config import DedupConfig, InputConfig, RunConfig, SeedConfig
+from curation.config import RunConfig
+from curation.config.dedup import DedupConfig
+from curation.config.inputs import InputConfig, SeedConfig
 from curation.errors import DimensionError, StageError, VectorError
 from curation.indexes.pairs import InvertedPairs
 from curation.stages.dedup import AUDIT, AUDIT_FILE, DedupStage

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from curation import schema
-from curation.config import DedupConfig
+from curation.config.dedup import DedupConfig
 from curation.errors import DimensionError, VectorError
 from curation.indexes.pairs import ExactPairs, InvertedPairs
 from curation.stages.dedup_search import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from curation import schema
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.stage import ImageRow
 from curation.stages.embed import EmbedStage
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from curation import images, schema
-from curation.config import FacesConfig, ImagesConfig
+from curation.config.images import FacesConfig, ImagesConfig
 from curation.jpeg_coding import coding_of, encode_jpeg
 from curation.models.faces import FaceDetector, Faces, iou
 from curation.models.weights import resolve

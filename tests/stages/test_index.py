@@ -3,7 +3,7 @@ import logging
 import numpy as np
 import pytest
 
-from curation.config import IndexConfig
+from curation.config.selection import IndexConfig
 from curation.errors import ConfigError, DimensionError
 from curation.indexes import index_header
 from curation.indexes.flat import FlatIndex

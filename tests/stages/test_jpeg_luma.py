@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.images import decode
 from curation.stages.jpeg_luma import UNITS, small_luma
 from curation.stages.small_grey import grey_thumbnail, small_grey

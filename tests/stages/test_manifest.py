@@ -5,7 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation import schema
-from curation.config import ExcludeConfig, InputConfig, ManifestConfig, RunConfig, SeedConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig, SeedConfig
+from curation.config.selection import ExcludeConfig, ManifestConfig
 from curation.errors import InputError
 from curation.fingerprint import rows_digest
 from curation.stages.manifest import DIGEST_KEY, MANIFEST_FILE, SUMMARY_FILE, SUMMARY_KEY, Excluded, ManifestStage

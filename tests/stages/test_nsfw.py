@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 
 from curation import schema
-from curation.config import NsfwConfig
+from curation.config.images import NsfwConfig
 from curation.models.nsfw import NsfwScorer
 from curation.models.weights import resolve
 from curation.stage import ImageRow

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from curation import schema
-from curation.config import ImagesConfig, PcaHashConfig
+from curation.config.images import ImagesConfig, PcaHashConfig
 from curation.errors import ConfigError, CorruptError, DimensionError, UsageError
 from curation.images import decode
 from curation.settings import parse

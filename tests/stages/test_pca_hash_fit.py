@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig, PcaHashConfig
+from curation.config.images import ImagesConfig, PcaHashConfig
 from curation.errors import UsageError
 from curation.stages.pca_hash import PcaHash, default_pca
 from curation.stages.pca_hash_fit import PCA_FILE, PcaHashFit

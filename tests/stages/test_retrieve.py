@@ -3,7 +3,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from curation.config import ClusterConfig, IndexConfig, InputConfig, RetrieveConfig, RunConfig, SeedConfig
+from curation.config import RunConfig
+from curation.config.inputs import InputConfig, SeedConfig
+from curation.config.selection import ClusterConfig, IndexConfig, RetrieveConfig
 from curation.indexes.hierarchy import Tree
 from curation.indexes.keys import hex_from_keys, keys_from_hex
 from curation.indexes.sampling import HashSample, hash_keys

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from curation import images, schema
-from curation.config import FacesConfig, ImagesConfig
+from curation.config.images import FacesConfig, ImagesConfig
 from curation.errors import WeightsError
 from curation.models.faces import FaceDetector
 from curation.models.sscd import SscdEncoder

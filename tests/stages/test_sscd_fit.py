@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.config import ImagesConfig, SscdConfig
+from curation.config.dedup import SscdConfig
+from curation.config.images import ImagesConfig
 from curation.errors import CorruptError, StageError
 from curation.indexes.keys import keys_from_hex
 from curation.stage import ImageRow

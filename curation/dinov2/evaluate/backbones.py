@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from curation.config import EmbedConfig
+from curation.config.selection import EmbedConfig
 from curation.dinov2 import colour, names, published
 from curation.dinov2.checkpoint import Checkpoints, read_json
 from curation.dinov2.config import CropsConfig, ModelConfig

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.settings import Settings
 
 RAW_SIDE_PX = 32

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.dinov2.evaluate.backbones import Backbone
 from curation.dinov2.evaluate.labelled import Part
 from curation.errors import DiskFullError, ImageError, InputError, VectorError

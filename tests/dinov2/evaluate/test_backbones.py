@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from curation.config import ImagesConfig
+from curation.config.images import ImagesConfig
 from curation.dinov2 import export
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.evaluate import pictures

@@ -5,14 +5,7 @@ import json
 import re
 
 from curation.dinov2.log import StepReport
-from curation.train_progress import TrainBar, TrainLines, train_reporter
-
-
-class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self):
-        return True
+from curation.progress.train import TrainBar, TrainLines, train_reporter
 
 
 def report(step, warnings=(), **figures):
@@ -20,8 +13,8 @@ def report(step, warnings=(), **figures):
     return StepReport(step, 20, False, figures, warnings)
 
 
-def test_a_terminal_gets_a_bar_and_anything_else_lines():
-    assert isinstance(train_reporter(Terminal()), TrainBar)
+def test_a_terminal_gets_a_bar_and_anything_else_lines(terminal):
+    assert isinstance(train_reporter(terminal), TrainBar)
     assert isinstance(train_reporter(io.StringIO()), TrainLines)
 
 
@@ -50,14 +43,12 @@ def test_every_warning_is_a_line_at_once():
     assert lines[1]["message"] == "features collapse"
 
 
-def test_a_bar_shows_rate_memory_and_losses_and_above_it_warnings_and_knn(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "140")
-    stream = Terminal()
-    with TrainBar(stream) as show:
+def test_a_bar_shows_rate_memory_and_losses_and_above_it_warnings_and_knn(terminal):
+    with TrainBar(terminal) as show:
         show(report(1, knn_top1=0.375, knn_top1_random=0.25, knn_top1_pixels=0.3125))
         show(report(20, ("step 20: features [collapse]",)))
 
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
     assert "step 20: features [collapse]" in text
     assert "step 1: k-NN 37.5 %, random weights 25.0 %, raw pixels 31.2 %" in text
     last = " ".join(text.splitlines()[-3:])

@@ -1,0 +1,56 @@
+"""Workers are forked from a process that has imported what they need."""
+
+import os
+import subprocess
+import sys
+import time
+
+from curation.processes import start_time
+
+SPAWN = """
+import sys
+from curation.pipelines.worker_process import Spawner
+
+if __name__ == "__main__":
+    worker = Spawner().spawn(sys.argv[1], "{}", "")
+    print(worker.process.pid, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_worker_ends_when_the_process_that_wanted_it_is_killed(tmp_path):
+    script = tmp_path / "spawn.py"
+    script.write_text(SPAWN)
+    command = [sys.executable, script, str(tmp_path / "run")]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    worker = int(parent.stdout.readline())
+    assert start_time(worker) is not None
+
+    parent.kill()
+    parent.communicate()
+
+    deadline = time.monotonic() + 20
+    while start_time(worker) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert start_time(worker) is None
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path):
+    for name in ("numpy.py", "yaml.py", "PIL.py"):
+        (tmp_path / name).write_text("raise SystemExit('this is not a library')")
+    (tmp_path / "urls.txt").write_text("https://h.example/a.jpg\n")
+    (tmp_path / "my.yaml").write_text("pool: {inputs: [{kind: urls, path: urls.txt}]}")
+    curate = tmp_path / "bin" / "curate"
+    curate.parent.mkdir()
+    curate.write_text("from curation.cli import entry\n\nif __name__ == '__main__':\n    entry()\n")
+
+    done = subprocess.run(
+        [sys.executable, curate, "run", "--config", "my.yaml", "--run", "run", "--stage", "crawl"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "not a library" not in done.stderr

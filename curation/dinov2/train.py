@@ -103,7 +103,7 @@ def train(
                     for images, share in zip(manifests, shares(manifests, config), strict=True)
                 ]
             own = torch.tensor([fingerprint(config, trained_on)], device=target)
-            if len(world.gather(own).unique()) > 1:
+            if len(set(world.gather(own).tolist())) > 1:
                 raise TrainError(
                     "the processes that train together were given different settings or manifests; start all of them "
                     "with the same ones"

@@ -372,6 +372,8 @@ class _Run:
         in_a_row = self.progress.skipped_in_a_row
         if report.skipped:
             _log.warning("step %d was skipped: its loss or a gradient is not finite", report.step)
+            if report.step == report.num_steps:
+                _log.warning("the run ends with the weights of step %d", report.step - in_a_row)
         if in_a_row >= self._config.optim.max_nonfinite_steps:
             bad = [name for name, value in report.figures.items() if not math.isfinite(value)]
             raise TrainError(

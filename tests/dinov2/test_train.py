@@ -459,6 +459,22 @@ def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, sett
     assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
 
 
+def test_a_run_whose_last_steps_are_skipped_says_where_its_weights_are_from(
+    manifest, settings, tmp_path, monkeypatch, caplog
+):
+    def without_numbers(views, *arguments, **options):
+        views[0].fill_(float("nan"))
+        return inputs_of(views, *arguments, **options)
+
+    inputs_of = Inputs.of
+    stopped = train(manifest, settings(), tmp_path, resume=False, device="cpu", should_stop=stop_after(6))
+    monkeypatch.setattr(Inputs, "of", without_numbers)
+    result = train(manifest, settings(), tmp_path, resume=True, device="cpu")
+
+    assert "the run ends with the weights of step 6" in caplog.text
+    assert all(value.equal(newest_tensors(stopped)[name]) for name, value in newest_tensors(result).items())
+
+
 def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings, tmp_path, monkeypatch):
     calls = []
 

@@ -204,15 +204,24 @@ class Checkpoints:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
                 damaged = path
         if damaged is not None:
-            raise TrainError(f"{damaged.parent}: all checkpoints are damaged; delete them to begin anew")
+            raise TrainError(
+                f"{damaged.parent}: all checkpoints are damaged; put a copy back, or delete them to train anew"
+            )
         return None
 
     def newest_digest(self) -> str | None:
-        """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
+        """Return the digest of the tensors that ``newest`` would give; None where there are none."""
         for step in self._steps():
-            with suppress(TrainError):  # said, and passed over, when it is read
-                return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
+            marker = self._folder / f"step_{step:08d}.json"
+            with suppress(TrainError, OSError):  # said, and passed over, when it is read
+                written = read_json(marker).get("sha256")
+                if written == _sha256(marker.with_suffix(".safetensors")):
+                    return str(written)
         return None
+
+    def has_begun(self) -> bool:
+        """Return whether there is a checkpoint, whole or not."""
+        return next(self._steps(), None) is not None
 
     def _steps(self) -> Iterator[int]:
         found = [int(match[1]) for path in self._folder.glob("step_*.json") if (match := _NAME.fullmatch(path.name))]

@@ -74,7 +74,7 @@ def open_run(output: Path, config: TrainConfig, manifests: list[ManifestShare], 
                 f"{output}: was started with other settings ({'; '.join(changed)}); "
                 "resume with the same ones, or give another folder"
             )
-    sources = phases.sources(config, has_begun=checkpoints.newest_digest() is not None)
+    sources = phases.sources(config, has_begun=checkpoints.has_begun())
     if before is not None:
         _same_sources(output, before.sources, sources)
         sources = {**before.sources, **sources}

@@ -1,7 +1,9 @@
 """What a run begins with and learns from: other runs, published backbones, frozen teachers."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,12 +259,12 @@ def test_a_teacher_that_cannot_teach_is_refused_with_what_to_set(first_run, sett
         phases.guide(config)
 
 
-def test_another_teacher_is_not_resumed_with(manifest, first_run, settings, tmp_path):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda tensors: os.truncate(tensors, 1000)])
+def test_another_teacher_is_not_resumed_with(manifest, first_run, settings, tmp_path, damage):
     shutil.copytree(first_run, tmp_path / "teacher")
     config = settings(distillation={"teacher": str(tmp_path / "teacher")}, **WHOLE, **SHORT)
     trained(manifest, config, tmp_path / "run", should_stop=stop_after(2))
-    for path in (tmp_path / "teacher/checkpoints").glob("step_00000008*"):
-        path.unlink()
+    damage(tmp_path / "teacher/checkpoints/step_00000008.safetensors")
 
     with pytest.raises(TrainError, match=r"was started with another distillation\.teacher"):
         trained(manifest, config, tmp_path / "run", resume=True)

@@ -192,7 +192,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(uninterrupted
         truncate(checkpoint)
     before = (tmp_path / "run/log.jsonl").read_bytes()
 
-    with pytest.raises(TrainError, match="all checkpoints are damaged; delete them to begin anew"):
+    with pytest.raises(TrainError, match="all checkpoints are damaged; put a copy back, or delete them"):
         train(manifest, settings(), tmp_path / "run", resume=True, device="cpu")
     assert (tmp_path / "run/log.jsonl").read_bytes() == before
 

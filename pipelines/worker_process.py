@@ -114,7 +114,7 @@ def _serve(pipe: Connection, stop: Any, log_to: Connection, log_level: int, run:
     log_to.close()
     log_to_stderr(log_level)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # whoever wanted it has ended
         _do_units(pipe, stop, *run)
     os._exit(0)
 

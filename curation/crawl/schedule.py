@@ -5,9 +5,11 @@ here and takes nothing that other hosts could use. Each request is a turn of the
 further attempts too.
 
 Hosts are opened as needed: while one that is open may be asked, no other is begun, so that connections, names and
-robots.txt are used while they are at hand. Shards that share a host ask it in turn, by the time of day, so that its rate
-holds for all of them at any moment and not on average only. The links of a host come in a seeded random order, because neighbours in a
+robots.txt are used while they are at hand. The links of a host come in a seeded random order, because neighbours in a
 list are alike: a folder of dead links does not come all at once and look like a dead host.
+
+Shards that share a host ask it in turn, each in its own slots of the time of day, so that its rate holds for all of
+them at any moment and not on average only.
 
 A host that gives no answer many times in a row is left alone for a while, then tried with one link. After
 ``MAX_TRIALS`` of these in vain its links are handed out with a reason, for nobody to request them. One that says
@@ -105,7 +107,7 @@ class Schedule:
     ) -> None:
         self._config = config
         self._clock = clock
-        self._midnight = clock() - time_of_day()
+        self._epoch = clock() - time_of_day()
         self._shares, self._slots = shares, slots
         self._groups: dict[str, int] = {}  # hosts that are not open yet
         numbers = np.array([self._groups.setdefault(host, len(self._groups)) for host in hosts], np.int64)
@@ -252,7 +254,7 @@ class Schedule:
         if host.share == 1 or not host.interval_s:
             return at
         offset_s = host.interval_s * host.slot / host.share
-        return at + (self._midnight + offset_s - at) % host.interval_s
+        return at + (self._epoch + offset_s - at) % host.interval_s
 
     def _link_of(self, host: Host, now: float) -> int:
         if host.again and (host.again[0][0] <= now or host.begin == host.end):

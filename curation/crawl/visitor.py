@@ -286,7 +286,7 @@ def slots_of(urls: Sequence[str]) -> list[int]:
 
     By this number ``cut`` has dealt them out.
     """
-    return hash_all(pa.array(urls, pa.string())).tolist()
+    return [int(code) for code in hash_all(pa.array(urls, pa.string()))]
 
 
 class _LoopThread:

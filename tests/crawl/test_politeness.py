@@ -185,6 +185,21 @@ def test_a_million_links_wait_in_little_memory():
     assert peak_bytes < 150e6
 
 
+def test_a_host_whose_pause_ends_while_it_is_looked_at_has_its_turn():
+    config = FetchConfig(host_requests_per_s=None, host_failures=1, timeout_s=8)  # a pause is 1 s
+    now = itertools.count(0, 0.75)  # each look at the clock takes a while
+    schedule = Schedule(["host"] * 3, [1] * 3, config, lambda: next(now))
+
+    async def turns():
+        first = await schedule.take()
+        schedule.known(first.host, 0)  # it is in line again
+        schedule.silent(first, "nobody is there")  # and only then paused
+        schedule.finish(first)
+        return [first.link, (await schedule.take()).link]
+
+    assert len(set(asyncio.run(turns()))) == 2
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_every_link_has_exactly_one_last_turn(order):
     hosts = [f"host{number % 7}" for number in range(50)][::order]

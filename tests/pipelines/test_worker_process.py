@@ -12,9 +12,24 @@ import sys
 from curation.pipelines.worker_process import Spawner
 
 if __name__ == "__main__":
-    worker = Spawner().spawn(sys.argv[1], "{}", "")
+    spawner = Spawner()
+    worker = spawner.spawn(sys.argv[1], "{}", "")
     print(worker.process.pid, flush=True)
     sys.stdin.read()
+"""
+
+LEAVE = """
+import sys
+from curation.pipelines.units import Unit
+from curation.pipelines.worker_process import Spawner
+
+if __name__ == "__main__":
+    spawner = Spawner()
+    worker = spawner.spawn(sys.argv[1], "{}", "")
+    worker.pipe.send((Unit("fetch", "pool", None, {}), 1))
+    worker.pipe.close()
+    worker.process.join()
+    print(worker.process.exitcode)
 """
 
 
@@ -54,3 +69,12 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path):
 
     assert done.returncode == 0, done.stderr
     assert "not a library" not in done.stderr
+
+
+def test_a_worker_that_nobody_listens_to_any_more_ends_without_a_word(tmp_path):
+    script = tmp_path / "leave.py"
+    script.write_text(LEAVE)
+
+    done = subprocess.run([sys.executable, script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60)
+
+    assert (done.stdout, done.stderr) == ("0\n", "")

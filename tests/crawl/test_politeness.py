@@ -188,7 +188,7 @@ def test_a_million_links_wait_in_little_memory():
 def test_a_host_whose_pause_ends_while_it_is_looked_at_has_its_turn():
     config = FetchConfig(host_requests_per_s=None, host_failures=1, timeout_s=8)  # a pause is 1 s
     now = itertools.count(0, 0.75)  # each look at the clock takes a while
-    schedule = Schedule(["host"] * 3, [1] * 3, config, lambda: next(now))
+    schedule = Schedule(["host"] * 3, [1] * 3, [0] * 3, config, lambda: next(now))
 
     async def turns():
         first = await schedule.take()

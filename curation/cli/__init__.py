@@ -42,8 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CurationError as error:
         print(prefixed(str(error)), file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("curate: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        how = str(error) or "what was finished is kept, and the same command goes on"
+        print(f"curate: interrupted; {how}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from curation.cli.options import add_command, add_set, positive
 from curation.cli.stop import Stop
+from curation.errors import UsageError
 
 if TYPE_CHECKING:
     from curation.dinov2.train import TrainResult
@@ -107,18 +108,21 @@ def _train(options: argparse.Namespace) -> int:
 
         run = partial(train_on_ray, address=options.ray_address)
     stop = Stop()
-    with stop, train_reporter(sys.stderr) as on_step:
-        result = run(
-            None if options.manifest is None else _manifest_of(options.manifest),
-            config,
-            Path(options.output),
-            resume=options.resume,
-            device=options.device,
-            on_step=on_step,
-            should_stop=stop.is_set,
-        )
+    try:
+        with stop, train_reporter(sys.stderr) as on_step:
+            result = run(
+                None if options.manifest is None else _manifest_of(options.manifest),
+                config,
+                _local(options.output),
+                resume=options.resume,
+                device=options.device,
+                on_step=on_step,
+                should_stop=stop.is_set,
+            )
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt("the same command with --resume goes on from the newest checkpoint") from error
     if not result.finished:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"step {result.steps} is saved, and the same command with --resume goes on")
     if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one speaks
         return 0
     print(f"teacher     {result.teacher}")
@@ -130,10 +134,10 @@ def _train(options: argparse.Namespace) -> int:
 def _export_model(options: argparse.Namespace) -> int:
     from curation.dinov2.export import FORMATS, at_size, read_backbone
 
-    backbone, config, step = read_backbone(Path(options.run), options.network)
+    output = _local(options.output)
+    backbone, config, step = read_backbone(_local(options.run), options.network)
     if options.image_px is not None:
         backbone = at_size(backbone, options.image_px)
-    output = Path(options.output)
     FORMATS[options.format](backbone, config, step, output)
     print(f"{options.format}  {output}  ({options.network} after {step} steps)")
     return 0
@@ -151,6 +155,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     tree: dict[str, Any] = {"data": {"path": options.data, "test_path": options.test}}
     if options.tasks:
         tree["tasks"] = options.tasks
+    output = _local(options.output or f"{options.run or '.'}/evaluation")
     config = parse(EvaluateConfig, *overridden(tree, "curate evaluate", options.set))
     device = device_of(options.device)
     trained, random = load_backbone(
@@ -160,12 +165,22 @@ def _evaluate(options: argparse.Namespace) -> int:
         network=options.network,
         accept_licenses=tuple(options.accept_license),
     )
-    output = Path(options.output or f"{options.run or '.'}/evaluation")
     with counter(sys.stderr, "images") as progress:
         found = evaluate(trained, random, config, output, device, progress)
     print("\n".join(lines(found)))
     print(*(f"wrote {path}" for path in found.files), sep="\n")
     return 0
+
+
+def _local(path: str) -> Path:
+    """Return a folder or file of this machine.
+
+    Raises:
+        UsageError: It is a URL.
+    """
+    if "://" in path:
+        raise UsageError(f"{path}: must be on a disk of this machine, not in a store; copy it there, or from there")
+    return Path(path)
 
 
 def _manifest_of(path: str) -> str:

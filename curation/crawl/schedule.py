@@ -8,6 +8,9 @@ Hosts are opened as needed: while one that is open may be asked, no other is beg
 robots.txt are used while they are at hand. The links of a host come in a seeded random order, because neighbours in a
 list are alike: a folder of dead links does not come all at once and look like a dead host.
 
+Shards that share a host ask it in turn, each in its own slots of the time of day, so that its rate holds for all of
+them at any moment and not on average only.
+
 A host that gives no answer many times in a row is left alone for a while, then tried with one link. After
 ``MAX_TRIALS`` of these in vain its links are handed out with a reason, for nobody to request them. One that says
 "too many requests" is treated the same way, with the pause that it asks for. A failure tells something about a host
@@ -40,10 +43,12 @@ class Host:
     Attributes:
         name: Host and port.
         share: Shards of the run that ask it too; each has that part of its rate and concurrency.
+        slot: Which of them this one is.
     """
 
     name: str
     share: int
+    slot: int
     begin: int  # of what was never handed out: a range of the order of links
     end: int
     left: int  # links that are not finished
@@ -85,20 +90,25 @@ class Schedule:
     Args:
         hosts: Host of each link, in order.
         shares: Shards that share the host of each link.
+        slots: Which of these this one is, for each link; is taken modulo their number.
         config: Limits.
         clock: Seconds, never going back.
+        time_of_day: Seconds, the same for all shards.
     """
 
     def __init__(
         self,
         hosts: Iterable[str],
         shares: Sequence[int],
+        slots: Sequence[int],
         config: FetchConfig,
         clock: Callable[[], float] = time.monotonic,
+        time_of_day: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
         self._clock = clock
-        self._shares = shares
+        self._epoch = clock() - time_of_day()
+        self._shares, self._slots = shares, slots
         self._groups: dict[str, int] = {}  # hosts that are not open yet
         numbers = np.array([self._groups.setdefault(host, len(self._groups)) for host in hosts], np.int64)
         shuffled = np.random.default_rng(_SEED).permutation(len(numbers))
@@ -148,7 +158,7 @@ class Schedule:
 
     def move(self, turn: Turn, name: str) -> None:
         """The link wants a turn of another host, to which it was redirected."""
-        host = self._host(name, turn.host.share)
+        host = self._host(name, turn.host.share, turn.host.slot)
         heapq.heappush(host.again, (self._clock(), turn.link))
         host.left += 1
         self._leave(turn)
@@ -158,8 +168,8 @@ class Schedule:
         """The host's robots.txt is known; it asks for so many seconds between two requests, of all shards together."""
         wanted_s = min(crawl_delay_s, self._config.max_crawl_delay_s) * host.share
         if wanted_s > host.interval_s:
-            host.next_at += wanted_s - host.interval_s
-            host.interval_s = wanted_s
+            wait_s, host.interval_s = wanted_s - host.interval_s, wanted_s
+            host.next_at = self._slot_at(host, host.next_at + wait_s)
         if not host.is_known:
             host.is_known = True
             self._queue(host)
@@ -215,8 +225,10 @@ class Schedule:
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
         while True:
-            if not self._ready and not self._open_next():
-                return None
+            if not self._ready:
+                if not self._open_next():
+                    return None
+                continue  # it may have to wait for its slot
             now = self._clock()  # not that of before: a host due since then would come back to this line for ever
             host = self._ready.popleft()
             host.is_queued = False
@@ -228,9 +240,21 @@ class Schedule:
             link = self._link_of(host, now)
             host.busy += 1
             if host.given_up is None:
-                host.next_at = max(host.next_at, now + host.interval_s)
+                host.next_at = max(host.next_at, self._next_turn(host, now))
             self._queue(host)
             return Turn(link, host, host.given_up, now)
+
+    def _next_turn(self, host: Host, now: float) -> float:
+        """Return when a host may be asked again that is asked now: a little late, perhaps, for its slot."""
+        early_s = host.interval_s / 2 if host.share > 1 else 0.0
+        return self._slot_at(host, now + host.interval_s - early_s)
+
+    def _slot_at(self, host: Host, at: float) -> float:
+        """Return the first time from ``at`` on at which it is this shard's turn to ask."""
+        if host.share == 1 or not host.interval_s:
+            return at
+        offset_s = host.interval_s * host.slot / host.share
+        return at + (self._epoch + offset_s - at) % host.interval_s
 
     def _link_of(self, host: Host, now: float) -> int:
         if host.again and (host.again[0][0] <= now or host.begin == host.end):
@@ -243,20 +267,22 @@ class Schedule:
         name = next((name for name in self._names if name in self._groups), None)
         if name is None:
             return False
-        self._queue(self._host(name, 1))
+        self._queue(self._host(name, 1, 0))
         return True
 
-    def _host(self, name: str, share: int) -> Host:
+    def _host(self, name: str, share: int, slot: int) -> Host:
         host = self._open.get(name)
         if host is None:
             group = self._groups.pop(name, None)
             begin, end = (0, 0) if group is None else self._starts[group : group + 2].tolist()
             if end > begin:
                 share = max(self._shares[int(link)] for link in self._order[begin:end])
+                slot = self._slots[int(self._order[begin])] % share
             rate = self._config.host_requests_per_s
             interval_s = 0.0 if rate is None else share / rate
             places = max(1, self._config.host_concurrency // share)
-            host = self._open[name] = Host(name, share, begin, end, end - begin, interval_s, places)
+            host = self._open[name] = Host(name, share, slot, begin, end, end - begin, interval_s, places)
+            host.next_at = self._slot_at(host, self._clock())
         return host
 
     def _due(self, host: Host) -> float:

@@ -19,9 +19,11 @@ from functools import partial
 from typing import Generic, TypeVar
 from urllib.parse import urlsplit
 
+import pyarrow as pa
 import uvloop
 
 from curation.config.fetch import FetchConfig
+from curation.crawl.bulk import hash_all
 from curation.crawl.client import Answer, Client, Heard, RetryLaterError, backoff_s
 from curation.crawl.schedule import Schedule, Turn
 from curation.crawl.urls import WebUrl, parse
@@ -140,7 +142,8 @@ class _Pass(Generic[T]):
         self._num_threads = num_threads
         # Threads take from here, for a task of the pool costs 20 us; None ends one of them.
         self._unchecked: queue.SimpleQueue[Visited[T] | None] = queue.SimpleQueue()
-        self._schedule = Schedule((urlsplit(url).netloc for url in urls), shares, fetch)
+        slots = slots_of(urls) if max(shares) > 1 else [0] * len(urls)
+        self._schedule = Schedule((urlsplit(url).netloc for url in urls), shares, slots, fetch)
         # Twice, so that the network stays busy while the caller stores what came before.
         self._places = asyncio.Semaphore(2 * fetch.concurrency)
         self._visits: dict[int, _Visit] = {}  # that wait for another turn
@@ -276,6 +279,14 @@ class _Pass(Generic[T]):
             self.results.put(broken)
             return
         self.results.put(Visited(index, answer, value, error, elapsed_ms, visited.num_redirects, visited.heard))
+
+
+def slots_of(urls: Sequence[str]) -> list[int]:
+    """Return a number for each URL that, modulo the shards of its host, is its own one's place among them.
+
+    By this number ``cut`` has dealt them out.
+    """
+    return [int(code) for code in hash_all(pa.array(urls, pa.string()))]
 
 
 class _LoopThread:

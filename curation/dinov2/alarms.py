@@ -15,7 +15,10 @@ _GRADIENT_RISE = 100.0
 _GRADIENTS_KEPT = 50
 _FEWEST_GRADIENTS = 10
 
-_ADVICE = "stop, lower optim.base_lr or raise schedule.warmup_steps, and go on from an earlier checkpoint"
+_ADVICE = (
+    "stop, and begin again in another folder with a lower optim.base_lr or more schedule.warmup_steps (start.run takes "
+    "over weights that are still good)"
+)
 
 
 class Alarms:
@@ -80,6 +83,6 @@ class Alarms:
                     f"gradients of {part} are {values[name]:.3g}, {values[name] / usual:.0f} times the usual "
                     f"{usual:.3g}: training is about to diverge; {_ADVICE}"
                 )
-            else:  # what is unusual must not become usual
+            elif values[name] > 0:  # what is unusual must not become usual; a part may learn nothing for a while
                 before.append(values[name])
         return signs

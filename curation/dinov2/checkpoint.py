@@ -4,7 +4,7 @@
 
     output/train.json                          settings and the manifests' digests, written first
     output/log.jsonl                           one line a step
-    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, centre/…
+    output/checkpoints/step_00000020.safetensors   student/…, teacher/…, exp_avg/…, exp_avg_sq/…, step/…, centre/…
     output/checkpoints/step_00000020.json      step, counters, cursor, digests; sha256 of the tensors; written last
     output/teacher.safetensors                 the teacher's backbone under timm's names
     output/teacher_best.safetensors            that of the best checkpoint, where there is a metric to compare by
@@ -20,7 +20,9 @@ import json
 import logging
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from curation.errors import DiskFullError, TrainError
 
 _NAME = re.compile(r"step_(\d{8,})\.json")
 _MAX_JSON_BYTES = 10_000_000
+_COUNTS = ("step", "num_updates", "num_skipped", "skipped_in_a_row", "num_replaced")
 
 _log = logging.getLogger(__name__)
 
@@ -70,9 +73,16 @@ class Progress:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Progress":
-        """Return what was written down."""
+        """Return what was written down.
+
+        Raises:
+            TypeError: It is something else.
+        """
         best = content.get("best")
-        return cls(**{**content, "best": None if best is None else Best(**best)})
+        found = cls(**{**content, "best": None if best is None else Best(**best)})
+        if not all(isinstance(getattr(found, name), int) for name in _COUNTS):
+            raise TypeError(f"{', '.join(_COUNTS)} must be whole numbers")
+        return found
 
 
 @dataclass(frozen=True)
@@ -114,6 +124,16 @@ class Checkpoints:
         self._output = output
         self._folder = output / "checkpoints"
         self._keep = keep
+
+    def is_used(self) -> bool:
+        """Return whether the run's folder holds more than what a run leaves that failed before its first step."""
+        visible = {path.name: path for path in self._output.iterdir() if not path.name.startswith(".")}
+        if "train.json" in visible:
+            del visible["train.json"]
+            for name in ("checkpoints", "log.jsonl"):
+                if name in visible and _is_empty(visible[name]):
+                    del visible[name]
+        return bool(visible)
 
     def start(self, identity: Identity) -> None:
         """Make the folders and write down what the run is."""
@@ -166,23 +186,42 @@ class Checkpoints:
         return self._folder / f"step_{progress.step:08d}.safetensors"
 
     def newest(self) -> tuple[Progress, dict[str, Tensor], Path] | None:
-        """Return the newest complete checkpoint; a damaged one is passed over with a warning."""
+        """Return the newest complete checkpoint, None where there never was one; damaged ones are passed over.
+
+        Raises:
+            TrainError: All are damaged.
+        """
+        damaged = None
         for step in self._steps():
             path = self._folder / f"step_{step:08d}.safetensors"
             try:
                 content = read_json(path.with_suffix(".json"))
-                if _sha256(path) != content["sha256"]:
+                progress = Progress.of(content["progress"])
+                if progress.step != step or _sha256(path) != content["sha256"]:
                     raise TrainError(f"{path}: is not what was written")
-                return Progress.of(content["progress"]), load_file(path), path
-            except (TrainError, OSError, SafetensorError, KeyError, TypeError) as error:
+                return progress, load_file(path), path
+            except (TrainError, OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
                 _log.warning("checkpoint %s is damaged and was passed over: %s", path, error)
+                damaged = path
+        if damaged is not None:
+            raise TrainError(
+                f"{damaged.parent}: all checkpoints are damaged; put a copy back, or delete them to train anew"
+            )
         return None
 
     def newest_digest(self) -> str | None:
-        """Return the digest that the newest checkpoint says its tensors have; None where there is none."""
+        """Return the digest of the tensors that ``newest`` would give; None where there are none."""
         for step in self._steps():
-            return str(read_json(self._folder / f"step_{step:08d}.json").get("sha256"))
+            marker = self._folder / f"step_{step:08d}.json"
+            with suppress(TrainError, OSError):  # said, and passed over, when it is read
+                written = read_json(marker).get("sha256")
+                if written == _sha256(marker.with_suffix(".safetensors")):
+                    return str(written)
         return None
+
+    def has_begun(self) -> bool:
+        """Return whether there is a checkpoint, whole or not."""
+        return next(self._steps(), None) is not None
 
     def _steps(self) -> Iterator[int]:
         found = [int(match[1]) for path in self._folder.glob("step_*.json") if (match := _NAME.fullmatch(path.name))]
@@ -210,13 +249,13 @@ def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _replace(path, lambda temporary: save_file(on_cpu, temporary, metadata=dict(metadata)))
+    write_whole(path, lambda temporary: save_file(on_cpu, temporary, metadata=dict(metadata)))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
     text = json.dumps(content, allow_nan=False, indent=1)
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -235,11 +274,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place and put it there, whole or not at all, for all whom the umask lets read.
+
+    Raises:
+        DiskFullError: There is no space.
+        TrainError: It cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     with clear_errors(path, path.name):
         try:
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             write(temporary)
+            temporary.chmod(mode)  # safetensors makes files that only their owner can read
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -262,9 +310,14 @@ class clear_errors:  # noqa: N801 - reads as a statement
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
             if full:
                 raise DiskFullError(
-                    f"{self._path}: no space left for {self._what}; free some and go on with --resume"
+                    f"{self._path}: no space left for {self._what}; free some and run the command again "
+                    "(`curate train` with --resume)"
                 ) from error
             raise TrainError(f"{self._path}: cannot be written: {error}") from error
+
+
+def _is_empty(path: Path) -> bool:
+    return not any(path.iterdir()) if path.is_dir() else not path.stat().st_size
 
 
 def _sha256(path: Path) -> str:

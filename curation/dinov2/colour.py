@@ -1,8 +1,8 @@
 """Colour jitter, grey, blur, solarise and normalisation of a batch of views, on the device.
 
 What happens to a view is drawn on the CPU from its own numbers; the arithmetic runs in float32 on values in [0, 1], on
-all views at once or, on a CPU, on as many as fit into its cache. It differs by one or two grey levels from the
-published 8-bit operations, which round after each step.
+all views at once or, on a CPU, on as many as fit into its cache. An operation differs by one grey level from the
+published 8-bit one, which rounds its result, and a chain of them by two.
 
 On one core (AVX-512) a pass over values in the cache costs a quarter of one over values in memory, and ``torch.where``
 and comparisons five to ten times as much as ``maximum``, so there are none of them here.
@@ -22,6 +22,7 @@ from curation.dinov2.randomness import Purpose, generator
 
 NUM_DRAWS = 13
 BLUR_TAPS = 9
+_SIXTH = 255 / 6  # of the hue circle, in the steps of a hue of 8 bits
 _GREY = (0.299, 0.587, 0.114)
 _CACHED_VALUES = 1 << 18  # a megabyte: one global crop, or nine local ones
 
@@ -149,7 +150,11 @@ def saturation(x_N3HW: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x_N3HW: Tensor, turn: Tensor) -> Tensor:
-    """Turn the hue circle by a share of a full turn, in HSV."""
+    """Turn the hue circle by a share of a full turn, in HSV whose hue has 8 bits, as in the published 8-bit operation.
+
+    A circle has 255 of its steps, and turning goes on after 256. They are up to six grey levels wide: with an exact hue
+    single pixels were 12 levels from the published ones.
+    """
     red, green, blue = torch.split(x_N3HW, 1, dim=1)
     upper, lower = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, upper), torch.minimum(red, upper)
@@ -158,14 +163,15 @@ def hue(x_N3HW: Tensor, turn: Tensor) -> Tensor:
     # Hue in sixths is |base + (middle - lower) / chroma|, base by what is largest: red 0 (-6 if blue exceeds green),
     # green -2, blue 4.
     blue_leads, red_trails = _is_positive(blue - green), _is_positive(upper - red)
-    base = red_trails.mul_(blue_leads.mul(12).sub_(2)).sub_(blue_leads, alpha=6)
-    sixth = middle.sub_(lower).div_(chroma.clamp(min=1e-12)).add_(base).abs_().add_(6 * turn.view(-1, 1, 1, 1))
-    sixth.sub_(sixth.mul(1 / 6).floor_(), alpha=6)
+    base = red_trails.mul_(blue_leads.mul(12 * _SIXTH).sub_(2 * _SIXTH)).sub_(blue_leads, alpha=6 * _SIXTH)
+    steps = base.add_(middle.sub_(lower).div_(chroma.clamp(min=1e-12)), alpha=_SIXTH).abs_().floor_()
+    steps.add_(turn.mul(255).trunc_().view(-1, 1, 1, 1))
+    steps.sub_(steps.mul(1 / 256).floor_(), alpha=256)
     # A channel moves with the distance to a place on the circle: red from cyan, green and blue from themselves.
     turned = torch.empty_like(x_N3HW)
-    torch.addcmul(low, chroma, _ramp(sixth, 3), out=turned[:, :1])
-    torch.addcmul(value, chroma, _ramp(sixth, 2), value=-1, out=turned[:, 1:2])
-    torch.addcmul(value, chroma, _ramp(sixth, 4), value=-1, out=turned[:, 2:])
+    torch.addcmul(low, chroma, _ramp(steps, 3), value=1 / _SIXTH, out=turned[:, :1])
+    torch.addcmul(value, chroma, _ramp(steps, 2), value=-1 / _SIXTH, out=turned[:, 1:2])
+    torch.addcmul(value, chroma, _ramp(steps, 4), value=-1 / _SIXTH, out=turned[:, 2:])
     return turned
 
 
@@ -174,8 +180,8 @@ def _is_positive(x: Tensor) -> Tensor:
     return x.mul_(1e30).clamp_(0, 1)
 
 
-def _ramp(sixth: Tensor, place: int) -> Tensor:
-    return (sixth - place).abs_().sub_(1).clamp_(0, 1)
+def _ramp(steps: Tensor, place: int) -> Tensor:
+    return (steps - place * _SIXTH).abs_().sub_(_SIXTH).clamp_(0, _SIXTH)
 
 
 def blur(x_N3HW: Tensor, sigma_N: Tensor) -> Tensor:

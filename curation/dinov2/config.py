@@ -438,7 +438,10 @@ class TrainConfig(Settings):
     def _channels_are_there(self) -> Self:
         channels, crops = self.model.channels, self.crops
         if channels not in (1, 3):
-            raise ValueError(f"model.channels {channels}: a manifest's images have 3 channels, or 1 when made grey")
+            raise ValueError(
+                f"model.channels {channels}: a manifest's images are RGB, of which training makes 3 channels, or 1 "
+                "(grey); the model and its exports take any number, but more of them cannot be read from a manifest"
+            )
         if not len(crops.mean) == len(crops.std) == channels:
             raise ValueError(f"crops.mean and crops.std must have a number for each of model.channels {channels}")
         return self

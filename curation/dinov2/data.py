@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -107,7 +107,7 @@ class Batches:
             windows = 2 * num_lanes * len(manifests)  # this one and the next of each lane
             self._reader = ChunkReader(manifests, self._order, windows * data.window_chunks + 1)
 
-    def between(self, first_step: int, end_step: int) -> Iterator[list[Batch]]:
+    def between(self, first_step: int, end_step: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; threads only read ahead."""
         data = self._config.data
         if not data.workers:

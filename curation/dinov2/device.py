@@ -18,8 +18,9 @@ def device_of(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         if device.type == "cuda" and device.index is None:  # torchrun numbers the processes of a machine
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(device)
         torch.zeros(1, device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
         raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
     return device

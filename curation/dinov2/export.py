@@ -1,23 +1,27 @@
 """A trained backbone as others load it: timm, transformers, TorchScript, ONNX."""
 
 import importlib.util
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from curation.dinov2 import names
-from curation.dinov2.checkpoint import Checkpoints, clear_errors, write_json, write_tensors
+from curation.dinov2.checkpoint import Checkpoints, clear_errors, write_json, write_tensors, write_whole
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.tensors import whole
 from curation.errors import TrainError
 from curation.settings import parse
+
+_MAX_IMAGE_PX = 8192
 
 
 def timm_state(backbone: VisionTransformer) -> dict[str, Tensor]:
@@ -143,8 +147,8 @@ def export_timm(backbone: VisionTransformer, config: TrainConfig, step: int, out
         },
     }
     _folder(output)
-    write_json(output / "config.json", about)
     write_tensors(output / "model.safetensors", timm_state(backbone), metadata(backbone, step))
+    write_json(output / "config.json", about)
 
 
 def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
@@ -204,19 +208,22 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
         "image_std": list(config.crops.std),
     }
     _folder(output)
-    write_json(output / "config.json", about)
-    write_json(output / "preprocessor_config.json", preprocessing)
     write_tensors(output / "model.safetensors", state, {"format": "pt", "step": str(step)})
+    write_json(output / "preprocessor_config.json", preprocessing)
+    write_json(output / "config.json", about)
 
 
 def at_size(backbone: VisionTransformer, image_px: int) -> VisionTransformer:
     """Return the backbone with position embeddings for images of another size.
 
     Raises:
-        TrainError: The size is no multiple of the patch.
+        TrainError: The size is no multiple of the patch, or larger than any image.
     """
-    if image_px % backbone.config.patch_px:
-        raise TrainError(f"--image-px {image_px} must be a multiple of the patch, {backbone.config.patch_px}")
+    if image_px % backbone.config.patch_px or image_px > _MAX_IMAGE_PX:
+        raise TrainError(
+            f"--image-px {image_px} must be a multiple of the patch, {backbone.config.patch_px}, of at most "
+            f"{_MAX_IMAGE_PX}"
+        )
     other = VisionTransformer(backbone.config, image_px)
     state = {**backbone.state_dict(), "pos_embed": backbone.positions(other.grid, other.grid)}
     other.load_state_dict(state)
@@ -240,12 +247,14 @@ def export_torchscript(backbone: VisionTransformer, config: TrainConfig, step: i
     """Write a TorchScript file: any number of images of the grid's size give class and patch tokens."""
     side_px = backbone.grid * backbone.config.patch_px
     about = {"curation.json": json.dumps({"mean": config.crops.mean, "std": config.crops.std, "step": step})}
-    with warnings.catch_warnings(), clear_errors(output, output.name):
+    content = io.BytesIO()  # PyTorch's own writer ends the process on a full disk
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch would rather have another format, and traces shapes as constants
         trace: Callable[..., torch.jit.ScriptModule] = torch.jit.trace  # typed in some builds of PyTorch only
         traced = trace(Plain(backbone).eval(), torch.zeros(2, backbone.config.channels, side_px, side_px))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        torch.jit.save(traced, output, _extra_files=about)
+        torch.jit.save(traced, content, _extra_files=about)
+    _folder(output.parent)
+    write_whole(output, lambda temporary: temporary.write_bytes(content.getbuffer()))
 
 
 def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, output: Path) -> None:
@@ -272,9 +281,11 @@ def export_onnx(backbone: VisionTransformer, config: TrainConfig, step: int, out
         raise TrainError("PyTorch made no ONNX program of this backbone")
     about = {"mean": json.dumps(config.crops.mean), "std": json.dumps(config.crops.std), "step": str(step)}
     program.model.metadata_props.update(about)
-    with clear_errors(output, output.name):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        program.save(output)
+    _folder(output.parent)
+    with clear_errors(output, output.name), TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+        program.save(Path(folder) / output.name)
+        for file in sorted(Path(folder).iterdir(), reverse=True):  # the weights of large models lie beside: first
+            file.replace(output.with_name(file.name))
 
 
 FORMATS: Mapping[str, Callable[[VisionTransformer, TrainConfig, int, Path], None]] = {

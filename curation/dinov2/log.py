@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from curation.dinov2.checkpoint import clear_errors
 
@@ -41,7 +41,7 @@ class StepLog:
 
     Args:
         path: The file.
-        step: Finished steps; later lines, and a line cut short by a kill, are dropped.
+        step: Finished steps; what comes after the line of that step is dropped.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -69,26 +69,24 @@ class StepLog:
     def _cut(self) -> None:
         if not self._path.exists():
             return
-        length = 0
+        kept = read = 0
         with self._path.open("rb") as file:
             for line in file:
-                if not line.endswith(b"\n") or not 0 < _step_of(line) <= self._step:
-                    break
-                length += len(line)
-        os.truncate(self._path, length)
+                read += len(line)
+                if 0 < (_parsed(line) or {"step": 0})["step"] <= self._step:
+                    kept = read
+        os.truncate(self._path, kept)
 
 
-def read(path: Path) -> Iterator[dict[str, float]]:
-    """Yield the lines of a log; one that a kill cut short ends it."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                return
-            yield json.loads(line)
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a log; what a kill cut short, or something else wrote into it, is passed over."""
+    with path.open("rb") as file:
+        yield from filter(None, map(_parsed, file))
 
 
-def _step_of(line: bytes) -> int:
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 0
+        content = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) and isinstance(content.get("step"), int) else None

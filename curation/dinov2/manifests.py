@@ -20,6 +20,7 @@ _COLUMNS = ("tar", "tar_offset", "stored_bytes")
 _ROWS_AT_A_TIME = 65_536
 _MAX_GAP_BYTES = 1 << 18  # read and thrown away rather than asked for anew
 _MAX_READ_BYTES = 1 << 26
+_MAX_TAR_BYTES = 1 << 42  # seeking further than a file can be long is an error of the system, not of an image
 
 
 class ManifestImages:
@@ -59,6 +60,7 @@ class ManifestImages:
             missing = {"image_id", *_COLUMNS} - set(parquet.schema_arrow.names)
             if missing:
                 raise TrainError(f"{self.manifest}: is not a manifest: it lacks {', '.join(sorted(missing))}")
+            self._check_types(parquet.schema_arrow)
             digest = (parquet.schema_arrow.metadata or {}).get(DIGEST_KEY)
             hasher = hashlib.sha256()
             rows = parquet.metadata.num_rows
@@ -76,6 +78,14 @@ class ManifestImages:
         self._tars = [self._tar_path(name) for name in names]
         self._by_place = self._order_of_places()
         self.digest = digest.decode("ascii") if digest else hasher.hexdigest()
+
+    def _check_types(self, stored: pa.Schema) -> None:
+        for name in ("tar_offset", "stored_bytes"):
+            if not pa.types.is_integer(stored.field(name).type):
+                raise TrainError(f"{self.manifest}: is not a manifest: {name} is {stored.field(name).type}, not int64")
+        kind = stored.field("tar").type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise TrainError(f"{self.manifest}: is not a manifest: tar is {kind}, not string")
 
     def _add(self, batch: pa.RecordBatch, first: int, names: dict[str, int]) -> None:
         rows = slice(first, first + batch.num_rows)
@@ -158,8 +168,9 @@ class ManifestImages:
     def _range(self, index: int) -> tuple[int, int]:
         """Return offset and length of one image."""
         offset, length = int(self._offset[index]), int(self._length[index])
-        if offset < 0 or not 0 < length <= self._max_image_bytes:
-            raise ImageError("truncated" if length <= 0 or offset < 0 else "too_large", f"{length} bytes at {offset}")
+        is_a_place = 0 <= offset <= _MAX_TAR_BYTES and length > 0
+        if not is_a_place or length > self._max_image_bytes:
+            raise ImageError("too_large" if is_a_place else "truncated", f"{length} bytes at {offset}")
         return offset, length
 
     def _bytes(self, tar_number: int, start: int, end: int) -> bytes:

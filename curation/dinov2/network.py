@@ -34,10 +34,15 @@ class Answers(NamedTuple):
 
 
 class Network(nn.Module):
-    """A backbone with a head for class tokens, which patches share unless they have one of their own."""
+    """A backbone with a head for class tokens, which patches share unless they have one of their own.
+
+    Attributes:
+        heads_alone: Whether only the heads learn: the backbone then keeps nothing for a gradient, and has none.
+    """
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
+        self.heads_alone = False
         dim = config.model.shape.dim
         self.backbone = VisionTransformer(config.model, config.crops.global_px)
         self.dino_head = ProjectionHead(dim, config.heads.dino)
@@ -60,7 +65,8 @@ class Network(nn.Module):
             kept: Rows that run each residual branch; None: all.
         """
         masks = [mask_NP] + [None] * (len(views) - 1)
-        class_tokens, patches = self.backbone.chosen(views, masks, kept, masked_M)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.heads_alone):
+            class_tokens, patches = self.backbone.chosen(views, masks, kept, masked_M)
         whole = class_tokens[: len(views[0])]
         if masked_M is None:
             return Answers(whole, self.dino_head(class_tokens), None)

@@ -71,10 +71,15 @@ class Optimizer:
         self.num_updates = 0
 
     def clip(self) -> dict[str, float]:
-        """Scale gradients down to the largest norm, each module on its own; return the norms before, by module."""
+        """Scale gradients down to the largest norm, each module on its own; return the norms before, by module.
+
+        A module that stands still has none.
+        """
         norms = {}
         for name, module in self._student.named_children():
             found = [parameter for parameter in module.parameters() if parameter.grad is not None]
+            if not found:
+                continue
             norm = nn.utils.get_total_norm([parameter.grad for parameter in found if parameter.grad is not None])
             norms[name] = float(whole(norm))
             if not norms[name] < self._config.clip_norm:  # most steps need no pass over the gradients
@@ -96,21 +101,24 @@ class Optimizer:
         self._adamw.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the moments as they are held, ``exp_avg/…`` and ``exp_avg_sq/<parameter>``; none before an update."""
+        """Return what is held of each parameter that was updated, by kind: ``exp_avg/…``, ``exp_avg_sq/…``, ``step/…``.
+
+        The last is how often it was: less often than others where it stood still at first.
+        """
         return {
-            f"{moment}/{name}": self._adamw.state[parameter][moment]
+            f"{kind}/{name}": self._adamw.state[parameter][kind]
             for name, parameter in self._names.items()
-            for moment in ("exp_avg", "exp_avg_sq")
+            for kind in ("exp_avg", "exp_avg_sq", "step")
             if parameter in self._adamw.state
         }
 
     def restore(self, tensors: dict[str, Tensor], num_updates: int) -> None:
         """Take back what ``state`` gave, after ``num_updates`` updates."""
         self.num_updates = num_updates
-        if not num_updates:
-            return
+        every = torch.tensor(float(num_updates))
         for name, parameter in self._names.items():
-            self._adamw.state[parameter] = {
-                "step": torch.tensor(float(num_updates), device=parameter.device),
-                **{m: placed(tensors[f"{m}/{name}"], parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
-            }
+            if f"exp_avg/{name}" in tensors:
+                self._adamw.state[parameter] = {
+                    "step": tensors.get(f"step/{name}", every).to(parameter.device, copy=True),
+                    **{m: placed(tensors[f"{m}/{name}"], parameter).clone() for m in ("exp_avg", "exp_avg_sq")},
+                }

@@ -7,6 +7,7 @@ transformers load, with a ``model.safetensors``.
 import hashlib
 import math
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,11 +105,13 @@ def tensors(path: Path) -> dict[str, Tensor]:
     """
     file = _file(path)
     try:
-        loaded: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of TorchScript, which is refused
+            loaded: Any = (
+                load_file(file)
+                if file.suffix == ".safetensors"
+                else torch.load(file, map_location="cpu", weights_only=True)
+            )
     except (OSError, SafetensorError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split()).partition(". ")[0]  # PyTorch goes on to advise reading it unsafely
         raise TrainError(f"{file}: cannot be read as tensors: {reason}") from error

@@ -54,9 +54,19 @@ def cut(networks: Iterable[Network], world: World, device: torch.device) -> None
 
 
 def copied(network: Network, device: torch.device) -> DistributedDataParallel:
-    """Return the network with gradients that are averaged over processes."""
+    """Return the network with gradients that are averaged over processes: those of the heads where they learn alone.
+
+    It waits for the gradient of each parameter that has one when it is made, so it is made anew when that changes.
+    """
     ids = [device.index or 0] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+    still = [p for p in network.backbone.parameters() if p.requires_grad] if network.heads_alone else []
+    for parameter in still:
+        parameter.requires_grad_(False)
+    try:
+        return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True)
+    finally:
+        for parameter in still:
+            parameter.requires_grad_(True)
 
 
 def unsynced(module: nn.Module) -> AbstractContextManager[None]:

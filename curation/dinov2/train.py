@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,49 +21,22 @@ from torch import Tensor, distributed, nn
 
 from curation.dinov2 import colour, export, phases, sharing
 from curation.dinov2.centring import Centrings
-from curation.dinov2.checkpoint import (
-    Best,
-    Checkpoints,
-    Identity,
-    ManifestShare,
-    Progress,
-    differences,
-    flattened,
-    write_tensors,
-)
+from curation.dinov2.checkpoint import Best, Checkpoints, ManifestShare, Progress, write_tensors
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches, open_manifests, shares
 from curation.dinov2.device import device_of, peak_memory_bytes
 from curation.dinov2.event_files import EventFiles
 from curation.dinov2.log import StepLog, StepReport
 from curation.dinov2.model import KeptRows
-from curation.dinov2.network import Answers, kept_rows, student_and_teacher, update_teacher
+from curation.dinov2.network import Answers, Network, kept_rows, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
+from curation.dinov2.opening import fingerprint, open_run
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import Schedules, StepSettings
 from curation.dinov2.tensors import whole
 from curation.dinov2.watch import Watch
-from curation.dinov2.world import World
+from curation.dinov2.world import World, clear_failures
 from curation.errors import TrainError
-
-# Settings that change no weight but by rounding: a run may go on with others.
-FREE_SETTINGS = (
-    "activation_checkpointing",
-    "checkpoint.",
-    "data.manifests",  # what they hold, and their weights, are compared instead of their paths
-    "compile",
-    "data.micro_batches",
-    "data.prefetch_batches",
-    "data.workers",
-    "distillation.teacher",  # where it lies; its digest is compared
-    "losses.chunk_rows",
-    "monitors.",
-    "optim.max_nonfinite_steps",
-    "parallel",
-    "ray.",
-    "start.backbone",
-    "start.run",
-)
 
 _log = logging.getLogger(__name__)
 
@@ -121,63 +94,30 @@ def train(
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
     try:
-        manifests = open_manifests(manifest, config)
-        batches = Batches(manifests, config, world)
-        trained_on = [
-            ManifestShare(images.digest, len(images), share)
-            for images, share in zip(manifests, shares(manifests, config), strict=True)
-        ]
-        with world.together():
-            if world.rank == 0:
-                _open(output, config, trained_on, resume)
-        run = _Run(config, target, world, output)
-        run.restore()
-        if run.progress.step < config.schedule.steps:
-            run.go(batches, on_step, should_stop)
-        return run.result()
+        with clear_failures():
+            with world.together():
+                manifests = open_manifests(manifest, config)
+                batches = Batches(manifests, config, world)
+                trained_on = [
+                    ManifestShare(images.digest, len(images), share)
+                    for images, share in zip(manifests, shares(manifests, config), strict=True)
+                ]
+            own = torch.tensor([fingerprint(config, trained_on)], device=target)
+            if len(set(world.gather(own).tolist())) > 1:
+                raise TrainError(
+                    "the processes that train together were given different settings or manifests; start all of them "
+                    "with the same ones"
+                )
+            with world.together():
+                if world.rank == 0:
+                    open_run(output, config, trained_on, resume)
+            run = _Run(config, target, world, output)
+            if run.progress.step < config.schedule.steps:
+                run.go(batches, on_step, should_stop)
+            return run.result()
     finally:
         if is_own_group:
             world.leave()
-
-
-def _open(output: Path, config: TrainConfig, manifests: list[ManifestShare], resume: bool) -> None:
-    checkpoints = Checkpoints(output, config.checkpoint.keep)
-    settings = flattened(config.model_dump(mode="json"))
-    if output.exists() and not output.is_dir():
-        raise TrainError(f"{output}: is not a folder; give another one")
-    used = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
-    if used and not resume:
-        raise TrainError(f"{output}: is not empty; go on with --resume, or give another folder")
-    before = checkpoints.identity() if used else None
-    if used and before is None:
-        raise TrainError(f"{output}: holds no training run to resume; give another folder")
-    if before is not None:
-        if before.manifests != manifests:
-            was, now = (", ".join(map(str, found)) for found in (before.manifests, manifests))
-            raise TrainError(
-                f"{output}: was trained on manifest {was}, but this one is {now}; "
-                "resume with the same manifests and weights, or give another folder"
-            )
-        changed = differences(before.settings, settings, FREE_SETTINGS)
-        if changed:
-            raise TrainError(
-                f"{output}: was started with other settings ({'; '.join(changed)}); "
-                "resume with the same ones, or give another folder"
-            )
-    sources = phases.sources(config, has_begun=checkpoints.newest_digest() is not None)
-    if before is not None:
-        _same_sources(output, before.sources, sources)
-        sources = {**before.sources, **sources}
-    checkpoints.start(Identity(settings, manifests, sources))
-
-
-def _same_sources(output: Path, before: dict[str, str], now: dict[str, str]) -> None:
-    for name in before.keys() & now.keys():
-        if before[name] != now[name]:
-            raise TrainError(
-                f"{output}: was started with another {name} ({before[name][:12]}, now {now[name][:12]}); "
-                "resume with the same one, or give another folder"
-            )
 
 
 class _Run:
@@ -191,41 +131,62 @@ class _Run:
         self._checkpoints = Checkpoints(output, config.checkpoint.keep)
         self._output = output
         self._saved: Path | None = None
-        student, teacher = student_and_teacher(config)
-        guide = phases.guide(config)
-        self._student, self._teacher = student.to(device), teacher.to(device)
-        self._guide = self._teacher if guide is None else guide.to(device)  # whose answers are targets
-        networks = list(dict.fromkeys((self._student, self._teacher, self._guide)))
-        sharing.prepare(networks, config)
-        if world.size > 1 and config.parallel == "fsdp":
-            sharing.cut(networks, world, device)
-        self._learner: nn.Module = self._student
-        if world.size > 1 and config.parallel == "ddp":
-            self._learner = sharing.copied(self._student, device)
-        self._optimizer = Optimizer(self._student, config.optim)
         self._centrings = Centrings(config, device, world)
         self._schedules = Schedules(config)
         self._autocast = config.precision == "bfloat16"
-        self._watch = Watch(config, device)
         self._aside_s = 0.0  # that the latest step spent on what is no training
+        with world.together():
+            self._watch = Watch(config, device)
+            self._student, self._teacher, self._guide = self._networks()
+            tensors = self._begin()
+        self._learner: nn.Module = self._student
+        self._share()
+        self._optimizer = Optimizer(self._student, config.optim)
+        self._optimizer.restore(tensors, self.progress.num_updates)
 
-    def restore(self) -> None:
-        """Take over the newest checkpoint; where there is none, what the run is to begin with."""
+    def _networks(self) -> tuple[Network, Network, Network]:
+        """Return student, teacher and whoever's answers are targets: the teacher, but for distillation."""
+        student, teacher = (network.to(self._device) for network in student_and_teacher(self._config))
+        guide = phases.guide(self._config)
+        networks = student, teacher, teacher if guide is None else guide.to(self._device)
+        sharing.prepare(dict.fromkeys(networks), self._config)
+        return networks
+
+    def _begin(self) -> dict[str, Tensor]:
+        """Take over the newest checkpoint and return its tensors; without one, begin with what the settings name."""
         newest = self._checkpoints.newest()
         if newest is None:
             phases.begin(self._config, self._student, self._teacher, self._centrings)
-            return
-        progress, tensors, path = newest
+            return {}
+        self.progress, tensors, self._saved = newest
         try:
             for kind, network in (("student", self._student), ("teacher", self._teacher)):
                 sharing.load(network, _under(tensors, kind))
-            self._optimizer.restore(tensors, progress.num_updates)
             self._centrings.restore(tensors)
         except (RuntimeError, KeyError) as error:
-            raise TrainError(f"{path}: does not fit these settings: {error}") from error
-        self.progress, self._saved = progress, path
-        self._watch.recall(self._output / "log.jsonl", progress.step)
-        _log.info("going on from %s", path)
+            raise TrainError(f"{self._saved}: does not fit these settings: {error}") from error
+        self._watch.recall(self._output / "log.jsonl", self.progress.step)
+        _log.info("going on from %s", self._saved)
+        return tensors
+
+    def _share(self) -> None:
+        """Join the networks of all processes, which must have begun with the same."""
+        steps = self._world.gather(torch.tensor([self.progress.step], device=self._device)).tolist()
+        if len(set(steps)) > 1:
+            raise TrainError(
+                f"{self._output}: processes see checkpoints of different steps there ({', '.join(map(str, steps))}); "
+                "--output must be one folder that all of them share"
+            )
+        self._student.heads_alone = self._schedules.at(self.progress.step).backbone_lr_mult == 0
+        if self._world.size > 1 and self._config.parallel == "fsdp":
+            sharing.cut(dict.fromkeys((self._student, self._teacher, self._guide)), self._world, self._device)
+        elif self._world.size > 1:
+            self._learner = sharing.copied(self._student, self._device)
+
+    def _let_backbone_learn(self) -> None:
+        self._student.heads_alone = False
+        if self._world.size > 1 and self._config.parallel == "ddp":
+            self._learner = sharing.copied(self._student, self._device)
 
     def go(
         self,
@@ -238,9 +199,10 @@ class _Run:
         started = time.perf_counter()
         is_first = self._world.rank == 0
         with ExitStack() as files:
-            logs = list(self._logs()) if is_first else []
-            for log in logs:
-                files.enter_context(log)
+            with self._world.together():
+                logs = list(self._logs()) if is_first else []
+                for log in logs:
+                    files.enter_context(log)
             for parts in self._read(batches):
                 report = self._step(parts)
                 now = time.perf_counter()
@@ -248,10 +210,11 @@ class _Run:
                 report.figures["images_per_s"] = self._config.data.batch_size / seconds
                 report.figures["peak_memory_gb"] = peak_memory_bytes(self._device) / 1e9
                 started = now
-                for log in logs:
-                    log.write(report)
-                if is_first:
-                    (on_step or _say)(report)
+                with self._world.together():
+                    for log in logs:
+                        log.write(report)
+                    if is_first:
+                        (on_step or _say)(report)
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
                 is_best = self._is_best(report)
@@ -275,14 +238,19 @@ class _Run:
         return answers.cls_ND
 
     def _read(self, batches: Batches) -> Iterator[list[Batch]]:
-        """Yield the batches that are left; where one cannot be read, what was learned so far is saved first."""
-        try:
-            yield from batches.between(self.progress.step, self._config.schedule.steps)
-        except TrainError:
-            # Several processes save together or not at all, and the others may have read theirs.
-            if self._world.size == 1 and self.progress.step:
-                self._save(is_best=False)
-            raise
+        """Yield the batches that are left; where one process cannot read its own, what was learned so far is saved."""
+        with closing(batches.between(self.progress.step, self._config.schedule.steps)) as left:
+            while True:
+                try:
+                    with self._world.together():
+                        parts = next(left, None)
+                except Exception:
+                    if self.progress.step:
+                        self._save(is_best=False)
+                    raise
+                if parts is None:
+                    return
+                yield parts
 
     def result(self) -> TrainResult:
         """Say where the run stands."""
@@ -304,6 +272,8 @@ class _Run:
     def _step(self, parts: list[Batch]) -> StepReport:
         config, step = self._config, parts[0].step
         now = self._schedules.at(step)
+        if self._student.heads_alone and now.backbone_lr_mult:
+            self._let_backbone_learn()
         inputs = [self._inputs(part) for part in parts]
         kept = [kept_rows(config, step, part.images, self._device) for part in parts]
         with self._precision():
@@ -402,11 +372,14 @@ class _Run:
         in_a_row = self.progress.skipped_in_a_row
         if report.skipped:
             _log.warning("step %d was skipped: its loss or a gradient is not finite", report.step)
+            if report.step == report.num_steps:
+                _log.warning("the run ends with the weights of step %d", report.step - in_a_row)
         if in_a_row >= self._config.optim.max_nonfinite_steps:
             bad = [name for name, value in report.figures.items() if not math.isfinite(value)]
             raise TrainError(
-                f"the last {in_a_row} steps up to step {report.step} were not finite ({', '.join(bad)}); "
-                "lower optim.base_lr, use precision float32, and resume from an earlier checkpoint"
+                f"the last {in_a_row} steps up to step {report.step} were not finite ({', '.join(bad)}); begin again "
+                "in another folder with a lower optim.base_lr or precision float32 (start.run takes over the weights "
+                "of the newest checkpoint)"
             )
 
     def _is_best(self, report: StepReport) -> bool:

@@ -1,5 +1,6 @@
 """What is looked at every few steps: monitors, a small k-NN of the teacher, and the warnings that follow."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from curation.dinov2.evaluate.features import View, extract
 from curation.dinov2.evaluate.knn import knn_accuracy
 from curation.dinov2.evaluate.labelled import open_labelled
 from curation.dinov2.log import read
-from curation.errors import InputError
+from curation.errors import InputError, VectorError
 
 Encode = Callable[[Tensor], Tensor]  # normalised images (N, 3, H, W) to class tokens (N, D)
 
@@ -93,9 +94,15 @@ class SmallKnn:
             )
 
     def __call__(self, encode: Encode) -> dict[str, float]:
-        """Return the accuracy of the class tokens that ``encode`` gives, and of what stands beside."""
+        """Return the accuracy of the class tokens that ``encode`` gives, and of what stands beside.
+
+        Class tokens that are not finite have none (NaN): what is watched does not end a run.
+        """
         backbone = _Encoded(encode, self._mean_std, self._device, self._config.crops.global_px)
-        top1, top5 = self._accuracy(backbone)
+        try:
+            top1, top5 = self._accuracy(backbone)
+        except VectorError:
+            top1 = top5 = math.nan
         return {"knn_top1": top1, "knn_top5": top5, **self._beside}
 
     @cached_property

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from curation.errors import TrainError
+from curation.errors import LostProcessError, TrainError
 
 _LETTING_GO_S = 0.2
+_MAX_WORDS_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -99,21 +100,64 @@ class World:
         """Run a part that one process may fail at: then all of them stop, and none waits for it.
 
         Raises:
-            TrainError: Another process failed; its own error says why.
+            TrainError: Another process failed, with its words.
         """
-        failed = True
-        num_failed = 0.0
+        failure: BaseException | None = None
+        told: str | None = None
         try:
             yield
-            failed = False
+        except BaseException as error:
+            failure = error
+            raise
         finally:  # whatever it was that failed: the others are waiting
             if self.size > 1:
-                num_failed = float(self.sum(torch.tensor(float(failed), device=self._device())))
-        if num_failed:
-            raise TrainError("another process failed; its message says why")
+                told = self._failure(failure)
+        if told is not None:
+            raise TrainError(told)
+
+    def _failure(self, own: BaseException | None) -> str | None:
+        """Return what the first process that failed says; None where none did."""
+        if not self.sum(torch.tensor(float(own is not None), device=self._device())) > 0:
+            return None
+        words = "" if own is None else str(own) or type(own).__name__
+        told = torch.zeros(1, _MAX_WORDS_BYTES, dtype=torch.uint8)
+        encoded = words.encode()[:_MAX_WORDS_BYTES]
+        told[0, : len(encoded)] = torch.frombuffer(bytearray(encoded), dtype=torch.uint8) if encoded else 0
+        by_rank = [bytes(row.tolist()).rstrip(b"\0") for row in self.gather(told.to(self._device())).cpu()]
+        rank = next(rank for rank, row in enumerate(by_rank) if row)
+        return f"process {rank} failed: {by_rank[rank].decode(errors='replace')}"
 
     def _device(self) -> torch.device:
         return torch.device("cuda" if "nccl" in distributed.get_backend() else "cpu")
+
+
+@contextmanager
+def clear_failures() -> Iterator[None]:
+    """Say in words what ends training from outside: memory that is full, and another process that is gone.
+
+    Raises:
+        TrainError: There is no memory.
+        LostProcessError: Another process is gone.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainError(
+            "the device has no memory left; raise data.micro_batches (the losses stay the same), or set "
+            "activation_checkpointing: true, precision: bfloat16 or parallel: fsdp, and go on with --resume "
+            f"({_first_line(error)})"
+        ) from error
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error):  # whose errors have no class of their own
+            raise LostProcessError(
+                "another process ended, and its last words say why (killed or out of memory, where it has none); the "
+                f"newest checkpoint is kept, and --resume goes on from it ({_first_line(error)})"
+            ) from error
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 ALONE = World()

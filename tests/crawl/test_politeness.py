@@ -25,10 +25,12 @@ from curation.config.fetch import FetchConfig
 from curation.config.images import ImagesConfig
 from curation.crawl.fetcher import Fetcher
 from curation.crawl.links import Link
+from curation.crawl.visitor import slots_of
 
 url, shard, rate = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 config = FetchConfig(allow_private_addresses=True, host_requests_per_s=rate, host_concurrency=8)
-links = [Link(f"{url}/slow/{shard}-{number}", host_shards=4) for number in range(20)]
+urls = [f"{url}/slow/{number}" for number in range(200)]
+links = [Link(url, host_shards=4) for url, slot in zip(urls, slots_of(urls)) if slot % 4 == shard][:20]
 print(sum(fetched.reject_reason is None for fetched in Fetcher(config, ImagesConfig()).fetch_all(links)))
 """
 
@@ -59,7 +61,7 @@ def test_four_workers_together_keep_a_hosts_rate_and_concurrency(site):
 
     times = images(site)
     assert len(times) == 80
-    assert most_in_a_second(times) <= rate + 4  # each shard may begin when it likes
+    assert most_in_a_second(times) <= rate + 2  # they take turns; some are a little late
     assert site.most_at_once <= 8
 
 
@@ -168,7 +170,7 @@ def test_a_million_links_wait_in_little_memory():
     hosts = [f"host{number % 300_000}.example" for number in range(1_000_000)]
     shares = [1] * len(hosts)
     tracemalloc.start()
-    schedule = Schedule(hosts, shares, FetchConfig())
+    schedule = Schedule(hosts, shares, [0] * len(hosts), FetchConfig())
 
     async def first_turns() -> list[int]:
         turns = [await schedule.take() for _ in range(1000)]
@@ -186,7 +188,7 @@ def test_a_million_links_wait_in_little_memory():
 def test_a_host_whose_pause_ends_while_it_is_looked_at_has_its_turn():
     config = FetchConfig(host_requests_per_s=None, host_failures=1, timeout_s=8)  # a pause is 1 s
     now = itertools.count(0, 0.75)  # each look at the clock takes a while
-    schedule = Schedule(["host"] * 3, [1] * 3, config, lambda: next(now))
+    schedule = Schedule(["host"] * 3, [1] * 3, [0] * 3, config, lambda: next(now))
 
     async def turns():
         first = await schedule.take()
@@ -201,7 +203,7 @@ def test_a_host_whose_pause_ends_while_it_is_looked_at_has_its_turn():
 @pytest.mark.parametrize("order", [1, -1])
 def test_every_link_has_exactly_one_last_turn(order):
     hosts = [f"host{number % 7}" for number in range(50)][::order]
-    schedule = Schedule(hosts, [1] * 50, FetchConfig(host_requests_per_s=None, host_concurrency=2))
+    schedule = Schedule(hosts, [1] * 50, [0] * 50, FetchConfig(host_requests_per_s=None, host_concurrency=2))
     seen = Counter()
 
     async def work():

@@ -3,7 +3,11 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +19,7 @@ from PIL import Image
 from curation import schema
 from curation.dinov2.config import TrainConfig
 
+WORKER = Path(__file__).with_name("parallel_worker.py")
 SMALL = {
     "model": {"dim": 24, "depth": 2, "heads": 2, "patch_px": 8, "layer_scale": 1.0, "drop_path": 0.25},
     "crops": {"global_px": 32, "local_px": 16, "num_local": 2},
@@ -131,3 +136,59 @@ def jpegs():
 def manifest(tmp_path_factory, jpegs):
     """Return the path of a manifest of 20 photos."""
     return str(write_manifest(tmp_path_factory.mktemp("dataset"), jpegs))
+
+
+class Processes:
+    """Processes that work together, as often as they are told to; what jobs are, ``parallel_worker.py`` says."""
+
+    def __init__(self, folder, size=2):
+        arguments = [sys.executable, str(WORKER)]
+        environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
+        self._folder = folder
+        self._workers = []
+        for rank in range(size):
+            with (folder / f"{rank}.stderr").open("w") as stderr:
+                self._workers.append(
+                    subprocess.Popen(
+                        [*arguments, str(rank), str(size), str(folder / "store")],
+                        env=environment,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=stderr,
+                        text=True,
+                    )
+                )
+
+    def run(self, *jobs):
+        """Run jobs, one after the other; return the errors of each process, by the name of the job's output."""
+        for worker in self._workers:
+            worker.stdin.write(json.dumps(jobs) + "\n")
+            worker.stdin.flush()
+        return [self._answer(rank) for rank in range(len(self._workers))]
+
+    def _answer(self, rank):
+        for line in self._workers[rank].stdout:  # gloo speaks there too
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        return f"ended with {self._workers[rank].wait()}: {(self._folder / f'{rank}.stderr').read_text()[-3000:]}"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for worker in self._workers:
+            worker.kill()
+            worker.communicate()
+
+
+@pytest.fixture(scope="session")
+def start_processes():
+    """Return ``Processes``, for tests that need some of their own."""
+    return Processes
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory):
+    """Return two processes; starting them takes longer than most of what they do."""
+    with Processes(tmp_path_factory.mktemp("processes")) as both:
+        yield both

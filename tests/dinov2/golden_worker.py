@@ -1,10 +1,10 @@
-"""One of the two ranks of ``losses_2ranks.safetensors``: ``golden_worker.py RANK STORE FILE OUTPUT``.
+"""One of the two ranks of ``losses_2ranks.safetensors``: ``golden_worker.py FILE FOLDER`` in a process of two.
 
-It writes what this process computes under the names that the file has for its rank.
+It writes what this process computes, under the names that the file has for its rank, to a file in the folder.
 """
 
-import os
 import sys
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,7 @@ from curation.dinov2.objective import Inputs
 from curation.dinov2.scores import Projected, Scores
 from curation.dinov2.world import World
 
-rank, store, file, output = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+file, folder = sys.argv[1:]
 TEMPERATURE, STUDENT, CHUNK_ROWS = 0.05, 0.1, 4
 
 
@@ -24,8 +24,7 @@ def scores(scores_NK):
     return Scores(Projected(scores_NK, torch.eye(scores_NK.shape[1])), CHUNK_ROWS)
 
 
-torch.set_num_threads(1)
-distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+rank = distributed.get_rank()
 world = World.join(torch.device("cpu"))
 given = {name.removeprefix(f"in/rank{rank}/"): value for name, value in load_file(file).items()}
 cpu = torch.device("cpu")
@@ -59,7 +58,4 @@ for kind, prototypes in (("dino", 48), ("ibot", 40)):
                 f"{kind}/{name}/grad_{step}": student.grad,
             }
     found[f"{kind}/center/center_final"] = centre.value_K
-save_file({name: value.contiguous() for name, value in found.items()}, output)
-distributed.barrier()
-sys.stderr.flush()
-os._exit(0)  # as the command does: a thread of gloo that still runs aborts a process that is torn down
+save_file({name: value.contiguous() for name, value in found.items()}, Path(folder) / f"{rank}.safetensors")

@@ -89,7 +89,7 @@ def test_a_tar_outside_the_manifest_s_file_tree_is_refused(manifest, tmp_path, t
         ManifestImages(str(tmp_path / "m.parquet"), LIMIT)
 
 
-@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (0, 0), (0, -5), (0, LIMIT + 1), (10**12, 10)])
+@pytest.mark.parametrize(("offset", "length"), [(-1, 10), (0, 0), (0, -5), (0, LIMIT + 1), (10**12, 10), (10**18, 10)])
 def test_a_range_that_makes_no_sense_is_an_unreadable_image(make_manifest, jpegs, tmp_path, offset, length):
     path = make_manifest(tmp_path / "data", jpegs)
     table = pq.read_table(path)
@@ -100,6 +100,16 @@ def test_a_range_that_makes_no_sense_is_an_unreadable_image(make_manifest, jpegs
 
     with pytest.raises(ImageError):
         ManifestImages(str(path), LIMIT).read(0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("tar_offset", "string"), ("stored_bytes", "double"), ("tar", "int64")])
+def test_a_column_of_another_kind_is_no_manifest(manifest, tmp_path, name, kind):
+    table = pq.read_table(manifest)
+    column = pa.array([1] * 20).cast(kind)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), name, column), tmp_path / "m.parquet")
+
+    with pytest.raises(TrainError, match=f"is not a manifest: {name} is {kind}, not"):
+        ManifestImages(str(tmp_path / "m.parquet"), LIMIT)
 
 
 def test_a_batch_is_a_function_of_its_step(manifest, settings):

@@ -1,6 +1,8 @@
 """What others load gives what the trainer's own backbone gives."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from curation.dinov2 import export, names, published
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.train import train
-from curation.errors import TrainError
+from curation.errors import DimensionError, DiskFullError, TrainError
 from curation.models import torchvision_shim
 
 SHAPE = {"dim": 24, "depth": 2, "heads": 2, "patch_px": 14, "layer_scale": 0.5}
@@ -27,8 +29,27 @@ def conditioned(side_px=224, **changes):
     return backbone, config
 
 
-def image(side_px):
-    return torch.randn(2, 3, side_px, side_px, generator=torch.Generator().manual_seed(side_px))
+def image(side_px, channels=3, **_):
+    return torch.randn(2, channels, side_px, side_px, generator=torch.Generator().manual_seed(side_px))
+
+
+def test_there_may_be_any_number_of_channels():
+    """Names convert there and back with each, and every channel counts."""
+    for channels in (1, 2, 4, 6):
+        backbone, _ = conditioned(56, channels=channels)
+        x = image(56, channels)
+        seen = backbone([x])[0].cls_ND
+        for to in (names.to_timm, names.to_transformers):
+            again, _ = conditioned(56, channels=channels)
+            again.patch_embed.proj.weight.zero_()
+            again.load_state_dict(names.ours(to(backbone.state_dict())))
+            assert again([x])[0].cls_ND.equal(seen)
+        for channel in range(channels):
+            other = x.clone()
+            other[:, channel] += 1
+            assert not backbone([other])[0].cls_ND.allclose(seen, atol=1e-3)
+        with pytest.raises(DimensionError, match=f"must have {channels} channels"):
+            backbone([image(56, channels + 1)])
 
 
 def shapes():
@@ -112,19 +133,22 @@ def test_a_file_may_be_for_images_of_another_size(tmp_path):
     cls_ND, _ = torch.jit.load(tmp_path / "model.pt")(image(518))
 
     torch.testing.assert_close(cls_ND, backbone([image(518)])[0].cls_ND, rtol=0, atol=1e-5)
-    with pytest.raises(TrainError, match="must be a multiple of the patch, 14"):
-        export.at_size(backbone, 500)
+    for side_px in (500, 14_000_000):
+        with pytest.raises(
+            TrainError, match=f"--image-px {side_px} must be a multiple of the patch, 14, of at most 8192"
+        ):
+            export.at_size(backbone, side_px)
 
 
-@pytest.mark.parametrize("kind", ["timm", "transformers"])
-def test_other_numbers_of_channels_and_sides_that_differ_agree_too(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "channels"), [("timm", 4), ("timm", 6), ("transformers", 4), ("transformers", 6)])
+def test_other_numbers_of_channels_and_sides_that_differ_agree_too(tmp_path, kind, channels):
     torchvision_shim.prepare()
     import timm
     import transformers
 
-    backbone, config = conditioned(224, channels=5, registers=4)
+    backbone, config = conditioned(224, channels=channels, registers=4)
     export.FORMATS[kind](backbone, config, 3, tmp_path)
-    x = torch.randn(2, 5, 112, 266, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, channels, 112, 266, generator=torch.Generator().manual_seed(0))
     if kind == "timm":
         tokens = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval().forward_features(x)
     else:
@@ -136,30 +160,58 @@ def test_other_numbers_of_channels_and_sides_that_differ_agree_too(tmp_path, kin
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-def test_torchscript_agrees_for_any_number_of_images(tmp_path):
-    backbone, config = conditioned(56, registers=2)
+@pytest.mark.parametrize("channels", [3, 6])
+def test_torchscript_agrees_for_any_number_of_images(tmp_path, channels):
+    backbone, config = conditioned(56, registers=2, channels=channels)
     export.export_torchscript(backbone, config, 3, tmp_path / "model.pt")
     theirs = torch.jit.load(tmp_path / "model.pt")
-    for x in (image(56), image(56)[:1]):
+    for x in (image(56, channels), image(56, channels)[:1]):
         cls_ND, patches_NPD = theirs(x)
         ours = backbone([x])[0]
         torch.testing.assert_close(cls_ND, ours.cls_ND, rtol=0, atol=1e-5)
         torch.testing.assert_close(patches_NPD, ours.patches_NPD, rtol=0, atol=1e-5)
 
 
-def test_onnx_agrees_for_any_number_of_images(tmp_path):
+@pytest.mark.parametrize(
+    ("side_px", "changes"),
+    [
+        (518, {"registers": 4, "channels": 4}),
+        pytest.param(518, {}, marks=pytest.mark.slow),
+        pytest.param(224, {"registers": 2, "ffn": "swiglu", "channels": 6}, marks=pytest.mark.slow),
+        pytest.param(224, {}, marks=pytest.mark.slow),
+    ],
+)
+def test_onnx_agrees_for_any_number_of_images(tmp_path, side_px, changes):
     pytest.importorskip("onnxscript")
     import onnxruntime
 
-    backbone, config = conditioned(56, registers=2)
+    backbone, config = conditioned(side_px, **changes)
     export.export_onnx(backbone, config, 3, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    for x in (image(56), image(56)[:1]):
+    for x in (image(side_px, **changes), image(side_px, **changes)[:1]):
         cls_ND, patches_NPD = session.run(None, {"images": x.numpy()})
         ours = backbone([x])[0]
         torch.testing.assert_close(torch.from_numpy(cls_ND), ours.cls_ND, rtol=0, atol=1e-5)
         torch.testing.assert_close(torch.from_numpy(patches_NPD), ours.patches_NPD, rtol=0, atol=1e-5)
     assert json.loads(session.get_modelmeta().custom_metadata_map["mean"]) == list(config.crops.mean)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["torchscript", "onnx"])
+def test_an_export_that_does_not_fit_leaves_what_was_there(tmp_path, monkeypatch, kind):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    backbone, config = conditioned(56)
+    output = tmp_path / "model"
+    output.write_text("before")
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    monkeypatch.setattr("torch.onnx.ONNXProgram.save", no_space)
+    with pytest.raises(DiskFullError, match="no space left for model; free some and run the command again"):
+        export.FORMATS[kind](backbone, config, 3, output)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert output.read_text() == "before"
 
 
 @shapes()

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,7 @@ from safetensors.torch import load_file
 
 from curation.dinov2 import colour, crops, losses, masks, optim
 from curation.dinov2.centring import Centrings, RunningCentre, SinkhornKnopp
-from curation.dinov2.config import HeadConfig, ModelConfig, TrainConfig
+from curation.dinov2.config import CropsConfig, HeadConfig, ModelConfig, TrainConfig
 from curation.dinov2.heads import ProjectionHead
 from curation.dinov2.model import Kept, VisionTransformer
 from curation.dinov2.network import Network, student_and_teacher, update_teacher
@@ -24,8 +22,6 @@ from curation.dinov2.scores import Projected, Scores
 
 _DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 GOLDEN = _DATA.parent / "reference" / "dinov2_golden"
-
-WORKER = Path(__file__).with_name("golden_worker.py")
 
 pytestmark = [
     pytest.mark.shared_data,
@@ -39,6 +35,20 @@ def close(actual, expected, relative):
     actual = torch.as_tensor(actual).detach().reshape(expected.shape)
     worst = (actual - expected).abs().max().item()
     assert worst <= relative * max(expected.abs().max().item(), 1e-30), f"off by {worst}"
+
+
+def close_parameter(name, actual, expected, relative):
+    """Compare what belongs to a parameter; of a qkv bias not the key's third, whose gradient is rounding noise.
+
+    A key's bias adds the same number to all scores of a query, which their softmax ignores.
+    """
+    if not name.endswith("qkv.bias"):
+        close(actual, expected, relative)
+        return
+    query, _, value = actual.detach().chunk(3)
+    expected_query, _, expected_value = expected.chunk(3)
+    close(query, expected_query, relative)
+    close(value, expected_value, relative)
 
 
 CHUNK_ROWS = 8  # every sum over rows is of several chunks
@@ -92,7 +102,7 @@ def test_dino_losses_and_gradients(loss_data, step):
     teacher = scores_of(data[f"in/dino/teacher_logits_{step}"])
     p = SinkhornKnopp(3).assign(teacher, config["dino_teacher_temp"][step])
 
-    close(p.rows(), data[f"out/dino/sk/teacher_prob_{step}"], 5e-6)  # in logarithms: measured 4.7e-6 from the reference
+    close(p.rows(), data[f"out/dino/sk/teacher_prob_{step}"], 2e-6)
     check_dino(data, "sk", step, p, config["student_temp"])
 
 
@@ -145,26 +155,19 @@ def test_ibot_loss_and_gradients(loss_data, variant, step):
     teacher = scores_of(teacher[:rows] if variant == "sk" else teacher)
     p = SinkhornKnopp(3).assign(teacher, config["ibot_teacher_temp"][step])
 
-    close(p.rows(), data[f"out/ibot/{variant}/teacher_prob_{step}"], 5e-6)
+    close(p.rows(), data[f"out/ibot/{variant}/teacher_prob_{step}"], 2e-6)
     check_ibot(data, variant, step, p.split([rows])[0], config)
 
 
-def test_losses_on_two_ranks(tmp_path):
+def test_losses_on_two_ranks(processes, tmp_path):
     file = GOLDEN / "losses_2ranks.safetensors"
     expected = load_file(file)
-    workers = [
-        subprocess.Popen(
-            [sys.executable, WORKER, str(rank), tmp_path / "store", file, tmp_path / f"{rank}.safetensors"],
-            env={**os.environ, "PYTHONPATH": str(WORKER.parents[2])},
-        )
-        for rank in (0, 1)
-    ]
-    assert [worker.wait(timeout=300) for worker in workers] == [0, 0]
+    assert processes.run({"script": "golden_worker.py", "arguments": [str(file), str(tmp_path)]}) == [{}, {}]
     for rank in (0, 1):
         found, wanted = load_file(tmp_path / f"{rank}.safetensors"), under(expected, f"out/rank{rank}/")
         assert found.keys() == wanted.keys()
-        for name, value in found.items():  # in logarithms: measured 4.7e-6 from the reference
-            close(value, wanted[name], 5e-6 if "/sk/teacher_prob" in name else 2e-6)
+        for name, value in found.items():
+            close(value, wanted[name], 2e-6)
 
 
 @pytest.mark.parametrize("case", ["a", "b", "dup"])
@@ -336,6 +339,16 @@ def tolerance_of(step):
     return (1e-5, 1e-5) if step == 0 else (3e-4, 5e-6)
 
 
+def check_logged(outcome, logged, c, tolerance):
+    """Compare what the reference prints: of KoLeo and iBOT half of what is back-propagated."""
+    parts = outcome.parts
+    close(parts["loss_dino_local"], logged["dino_local_crops_loss"], tolerance)
+    close(parts["loss_dino_global"], logged["dino_global_crops_loss"], tolerance)
+    close(parts["loss_ibot"] / 2, logged["ibot_loss"], tolerance)
+    if c["koleo_loss_weight"]:
+        close(parts["loss_koleo"] / 2, logged["koleo_loss"], tolerance)
+
+
 @pytest.mark.parametrize("chunk_rows", [1024, 16])
 @pytest.mark.parametrize("name", STEP_VARIANTS)
 def test_two_whole_training_steps(name, chunk_rows):
@@ -360,9 +373,13 @@ def test_two_whole_training_steps(name, chunk_rows):
         close(targets.ibot.rows(), expected["mid/teacher_prob_ibot"], tolerance)
         close(outcome.total, expected["total_loss"], loss_tolerance)
         close(sum(outcome.parts.values()), expected["total_loss"], loss_tolerance)
+        check_logged(outcome, under(expected, "logged/"), c, loss_tolerance)
+        answered = answers.class_tokens.scores().split([len(view) for view in inputs.views])
+        for kind, logits in zip(("global", "local"), answered, strict=True):
+            close(logits, expected[f"mid/student_logits_{kind}"], tolerance)
+        close(answers.patches.scores(), expected["mid/student_logits_masked_patches"], tolerance)
         for parameter, value in student.named_parameters():
-            if not parameter.endswith("qkv.bias"):  # its key third is rounding noise: softmax ignores it
-                close(value.grad, expected[f"grad/{parameter}"], tolerance)
+            close_parameter(parameter, value.grad, expected[f"grad/{parameter}"], tolerance)
 
         norms = optimizer.clip()
         for module, norm in under(expected, "grad_norm_before_clip/").items():
@@ -376,14 +393,18 @@ def test_two_whole_training_steps(name, chunk_rows):
         optimizer.step(StepSettings(now["lr"], now["last_layer_lr"], now["wd"], now["momentum"], now["teacher_temp"]))
         update_teacher(student, teacher, now["momentum"])
         centrings.update()
+        for head, centre in centrings.state().items():
+            used, seen = (
+                expected[f"center/{head.removeprefix('centre/')}_{kind}"] for kind in ("used", "batch_mean_pending")
+            )
+            close(centre, 0.9 * used + 0.1 * seen, tolerance)
         for kind, network in (("student", student), ("teacher", teacher)):
             for parameter, value in network.named_parameters():
                 difference = (value - expected[f"{kind}_after/{parameter}"]).abs()[sure[parameter]]
                 assert difference.numel() == 0 or difference.max() <= (5e-7, 5e-6)[step], (kind, parameter)
     state = optimizer.state()
     for moment, value in under(data, "final/").items():
-        if not moment.endswith("qkv.bias"):
-            close(state[moment], value, 3e-4)
+        close_parameter(moment, state[moment], value, 3e-4)
 
 
 def test_schedules():
@@ -476,43 +497,77 @@ def test_masks_of_the_reference_mode_are_those_of_its_traces():
     assert len(traces) == 12
 
 
-def test_colour_operations_are_within_two_grey_levels():
-    data = load_file(GOLDEN / "augment_ops.safetensors")
-    base = data["out/crop_t7_l11_h41_w53_to32"].unsqueeze(0).float() / 255
-    one = torch.ones(1, 1, 1, 1)
-    checked = 0
-    for name, expected in under(data, "out/").items():
-        kind, _, value = name.partition("_")
-        if kind in ("brightness", "contrast", "saturation"):
-            ours = getattr(colour, kind)(base, float(value) * one)
-        elif kind == "hue":
-            ours = colour.hue(base, float(value) * one)
-        elif kind == "grey":
-            ours = colour.grey(base).expand(-1, 3, -1, -1)
-        elif kind == "blur9":
-            ours = colour.blur(base, torch.tensor([float(value.removeprefix("sigma"))]))
-        elif kind == "solarise128":
-            ours = colour.solarise(base)
-        else:
-            continue
-        difference = (ours[0] * 255 - expected.float()).abs()
-        # The published hue turns 8-bit HSV, whose rounding reaches further in single pixels.
-        assert difference.mean() <= 1.5, name
-        assert difference.max() <= (12 if kind == "hue" else 2), (name, difference.max())
-        checked += 1
-    assert checked == 18
+CROP = "crop_t7_l11_h41_w53_to32"
 
 
-def test_crops_are_within_one_grey_level():
+@pytest.fixture(scope="module")
+def operations():
+    return load_file(GOLDEN / "augment_ops.safetensors")
 
-    data = load_file(GOLDEN / "augment_ops.safetensors")
-    image = data["in/image_uint8_60x80"].permute(1, 2, 0).numpy()
+
+def grey_levels_off(ours, expected):
+    return (ours * 255 - expected.float()).abs()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *[f"{kind}_{factor}" for kind in ("brightness", "contrast") for factor in (0.6, 0.83, 1.4)],
+        *[f"saturation_{factor}" for factor in (0.8, 1.2)],
+        *[f"blur9_sigma{sigma}" for sigma in (0.1, 0.5, 1.1, 2.0)],
+        *[f"hue_{turn}" for turn in (-0.1, -0.037, 0.05, 0.1)],
+        "grey",
+        "solarise128",
+    ],
+)
+def test_colour_operations_are_within_one_grey_level(operations, name):
+    view = operations[f"out/{CROP}"].unsqueeze(0).float() / 255
+    kind, _, value = name.partition("_")
+    if kind in ("brightness", "contrast", "saturation", "hue"):
+        ours = getattr(colour, kind)(view, torch.tensor(float(value)).view(1, 1, 1, 1))
+    elif kind == "blur9":
+        ours = colour.blur(view, torch.tensor([float(value.removeprefix("sigma"))]))
+    else:
+        ours = {"grey": colour.grey, "solarise128": colour.solarise}[kind](view)
+    off = grey_levels_off(ours[0], operations[f"out/{name}"])
+
+    assert off.mean() <= 0.5  # the published ones cut off what is behind the point
+    if kind == "hue":  # where rounding decides on which side of a step a hue is, the next step is up to six levels away
+        assert off.quantile(0.995) <= 1.1
+        assert off.max() <= 6.5
+    else:
+        assert off.max() <= 1.1
+
+
+def test_a_chain_of_operations_is_within_two_grey_levels(operations):
+    view = operations[f"out/{CROP}"].flip(-1).unsqueeze(0)
+    steps = colour.ColourPlan(
+        factors_N4=np.array([[1.2, 0.75, 1.15, 0.06]], dtype=np.float32),
+        order_N4=np.array([[3, 1, 2, 0]]),
+        jitter_N=np.array([True]),
+        grey_N=np.array([False]),
+        sigma_N=np.array([1.3], dtype=np.float32),
+        solarise_N=np.array([True]),
+    )
+    config = CropsConfig()
+    ours = colour.augment(view, steps, config)[0]
+    std, mean = (torch.tensor(numbers).view(3, 1, 1) for numbers in (config.std, config.mean))
+
+    assert ((ours - operations["out/chain_normalised"]) * std * 255).abs().max() <= 2.5
+    name = "chain_hflip_hue.06_contrast.75_saturation1.15_brightness1.2_blur1.3_solarise128"
+    assert grey_levels_off(ours * std + mean, operations[f"out/{name}"]).max() <= 2.5
+
+
+def test_crops_are_within_one_grey_level(operations):
+    image = operations["in/image_uint8_60x80"].permute(1, 2, 0).numpy()
     for top, left, height, width in [(7, 11, 41, 53), (3, 5, 14, 18)]:
-        ours = crops.resized(image, (left, top, left + width, top + height), 32)
-        expected = data[f"out/crop_t{top}_l{left}_h{height}_w{width}_to32"].numpy()
-        difference = np.abs(ours.astype(int) - expected)
+        box = (left, top, left + width, top + height)
+        expected = operations[f"out/crop_t{top}_l{left}_h{height}_w{width}_to32"].numpy()
+        difference = np.abs(crops.resized(image, box, 32).astype(int) - expected)
         assert difference.max() <= 1
-        assert difference.mean() <= 0.2
+        assert difference.mean() <= 0.01  # a rounding here and there
+    flipped = crops.resized(image, (11, 7, 64, 48), 32, flip=True)
+    assert np.abs(flipped.astype(int) - operations["out/hflip"].numpy()).max() <= 1
 
 
 def test_network_parameters_have_the_published_names():

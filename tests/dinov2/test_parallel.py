@@ -1,52 +1,39 @@
 """However a step's batch is cut into processes and micro-batches, it is the same step."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from curation.dinov2.data import ManifestImages
+from curation.dinov2.network import student_and_teacher
 from curation.dinov2.train import train
 from curation.dinov2.world import World
 from curation.errors import TrainError
 from curation.settings import dump
 
-WORKER = Path(__file__).with_name("parallel_worker.py")
+REPO = Path(__file__).parents[2]
 STEPS = 5
 
 
-def run_together(folder, jobs, size=2):
-    """Run jobs in several processes."""
-    arguments = [str(size), str(folder / "store"), json.dumps(jobs)]
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(size)
-    ]
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * size, "\n".join(outputs)
-    return {path.name: path.read_text() for path in folder.glob("*.error")}
-
-
-def job(manifest, config, output, resume=False, stop_after=-1):
+def job(manifest, config, output, **changes):
     return {
-        "manifest": str(manifest),
+        "manifests": [str(manifest)] * 2,
         "config": config.model_dump(mode="json"),
         "output": str(output),
-        "resume": resume,
-        "stop_after": stop_after,
-    }
+        "resume": False,
+        "stop_after": -1,
+        "samples": None,
+        "loses_after": {},
+        "dies_after": {},
+    } | changes
 
 
 def losses(output):
@@ -96,13 +83,12 @@ def test_a_part_may_have_no_row_that_runs_a_block(manifest, settings, tmp_path):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_two_processes_give_the_losses_of_one(manifest, settings, tmp_path, variant):
+def test_two_processes_give_the_losses_of_one(processes, manifest, settings, tmp_path, variant):
     one, both = of(settings, variant), of(settings, variant, data__micro_batches=2)
     cut = of(settings, variant, parallel="fsdp", activation_checkpointing=True)
     together = {"copies": one, "copies_and_parts": both, "cut": cut}
     train(manifest, one, tmp_path / "alone", resume=False, device="cpu")
-    jobs = [job(manifest, config, tmp_path / name) for name, config in together.items()]
-    assert run_together(tmp_path, jobs) == {}
+    assert processes.run(*(job(manifest, config, tmp_path / name) for name, config in together.items())) == [{}, {}]
 
     for name in together:
         assert_same_losses(tmp_path / "alone", tmp_path / name)
@@ -110,22 +96,35 @@ def test_two_processes_give_the_losses_of_one(manifest, settings, tmp_path, vari
         assert max((ours[key] - theirs[key]).abs().max() for key in ours) <= 1e-4
 
 
-@pytest.mark.parametrize("stops", [(1, 2), (3, 4)])
-def test_a_run_goes_on_with_another_number_of_processes(manifest, settings, tmp_path, monkeypatch, stops):
-    config, cut = of(settings, "softmax_shared"), of(settings, "softmax_shared", parallel="fsdp")
-    samples_of(tmp_path / "alone", monkeypatch)
-    train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
-    samples_of(tmp_path / "changing", monkeypatch)
-    train(manifest, config, tmp_path / "changing", resume=False, device="cpu", should_stop=stop_after(stops[0]))
-    first = job(manifest, cut, tmp_path / "changing", resume=True, stop_after=stops[1] - stops[0])
-    assert run_together(tmp_path, [first]) == {}
-    assert len(losses(tmp_path / "changing")) == stops[1]
-    train(manifest, config, tmp_path / "changing", resume=True, device="cpu")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_run_goes_on_with_another_number_of_processes_after_any_step(
+    processes, manifest, settings, tmp_path, monkeypatch, parallel
+):
+    config, together = of(settings, "softmax_shared"), of(settings, "softmax_shared", parallel=parallel)
+    with noted_samples(tmp_path / "alone.samples", monkeypatch):
+        train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
+    jobs = {}
+    for first, second in itertools.combinations(range(1, STEPS), 2):
+        name = f"{first}_{second}"
+        with noted_samples(tmp_path / f"{name}.samples", monkeypatch):
+            train(manifest, config, tmp_path / name, resume=False, device="cpu", should_stop=stop_after(first))
+        changes = {"resume": True, "stop_after": second - first, "samples": str(tmp_path / f"{name}.samples")}
+        jobs[first, second] = job(manifest, together, tmp_path / name, **changes)
+    assert processes.run(*jobs.values()) == [{}, {}]
+    for first, second in jobs:
+        name = f"{first}_{second}"
+        assert len(losses(tmp_path / name)) == second
+        with noted_samples(tmp_path / f"{name}.samples", monkeypatch):
+            train(manifest, config, tmp_path / name, resume=True, device="cpu")
 
-    assert_same_losses(tmp_path / "alone", tmp_path / "changing")
-    alone, changing = (samples_of(tmp_path / name, monkeypatch) for name in ("alone", "changing"))
+        assert_same_losses(tmp_path / "alone", tmp_path / name)
+        alone, changing = (samples_of(tmp_path / f"{run}.samples") for run in ("alone", name))
+        by_both = slice(first * config.data.batch_size, second * config.data.batch_size)
+        changing[by_both] = sorted(changing[by_both])
+        alone[by_both] = sorted(alone[by_both])
+        assert changing == alone
+    assert len(jobs) == 6
     assert len(alone) == STEPS * config.data.batch_size
-    assert changing == alone
 
 
 def stop_after(steps):
@@ -133,29 +132,26 @@ def stop_after(steps):
     return lambda: seen.append(1) or len(seen) == steps
 
 
-def samples_of(output, monkeypatch):
-    """Have processes write down which images they read for a run; return what was written so far, sorted."""
-    path = output.with_name(f"{output.name}.samples")
-    monkeypatch.setenv("TEST_SAMPLES", str(path))
-    monkeypatch.setattr(ManifestImages, "read", noted(READ))
-    return sorted(map(int, path.read_text().split())) if path.exists() else []
+def samples_of(path):
+    return list(map(int, path.read_text().split()))
 
 
-READ = ManifestImages.read
+@contextmanager
+def noted_samples(path, monkeypatch):
+    """Write down which images are read."""
+    read = ManifestImages.read
 
-
-def noted(read):
-    """Return a function that reads an image and writes its number down first."""
-
-    def note(self, index):
-        with open(os.environ["TEST_SAMPLES"], "a") as file:
+    def noted(self, index):
+        with path.open("a") as file:
             file.write(f"{index}\n")
         return read(self, index)
 
-    return note
+    with monkeypatch.context() as patch:
+        patch.setattr(ManifestImages, "read", noted)
+        yield
 
 
-def test_a_student_is_distilled_alike_by_one_process_and_two(manifest, settings, tmp_path):
+def test_a_student_is_distilled_alike_by_one_process_and_two(processes, manifest, settings, tmp_path):
     train(manifest, of(settings, "sinkhorn_knopp"), tmp_path / "teacher", resume=False, device="cpu")
     student = {
         "distillation": {"teacher": str(tmp_path / "teacher")},
@@ -166,12 +162,70 @@ def test_a_student_is_distilled_alike_by_one_process_and_two(manifest, settings,
     train(manifest, configs["ddp"], tmp_path / "alone", resume=False, device="cpu")
     refused = job(manifest, configs["ddp"], tmp_path / "alone")  # by the first process, which alone looks
     jobs = [refused, *[job(manifest, config, tmp_path / name) for name, config in configs.items()]]
-    errors = run_together(tmp_path, jobs)
+    first, second = processes.run(*jobs)
 
-    assert "is not empty; go on with --resume" in errors.pop("alone.0.error")
-    assert errors == {"alone.1.error": "another process failed; its message says why"}
+    assert first.keys() == second.keys() == {"alone"}
+    assert first["alone"].endswith("is not empty; go on with --resume, or give another folder")
+    assert second["alone"] == f"process 0 failed: {first['alone']}"
     for name in configs:
         assert_same_losses(tmp_path / "alone", tmp_path / name)
+
+
+def test_heads_are_warmed_up_alike_by_one_process_and_two(processes, manifest, settings, tmp_path):
+    save_file(student_and_teacher(settings(seed=1))[0].backbone.state_dict(), tmp_path / "backbone.safetensors")
+    start = {"backbone": str(tmp_path / "backbone.safetensors"), "head_warmup_steps": 2}
+    configs = {kind: of(settings, "sinkhorn_knopp", start=start, parallel=kind) for kind in ("ddp", "fsdp")}
+    parts = of(settings, "sinkhorn_knopp", start=start, data__micro_batches=2)
+    train(manifest, configs["ddp"], tmp_path / "alone", resume=False, device="cpu")
+    jobs = [job(manifest, config, tmp_path / name) for name, config in {**configs, "parts": parts}.items()]
+    assert processes.run(*jobs) == [{}, {}]
+
+    for name in (*configs, "parts"):
+        assert_same_losses(tmp_path / "alone", tmp_path / name)
+
+
+def test_an_error_of_one_process_ends_all_of_them_with_its_words_and_loses_no_step(
+    processes, make_manifest, settings, jpegs, tmp_path
+):
+    here, there = (str(make_manifest(tmp_path / node, jpegs)) for node in ("here", "there"))
+    config = of(settings, "sinkhorn_knopp")
+    train(here, config, tmp_path / "alone", resume=False, device="cpu")
+    lost = job(None, config, tmp_path / "lost", manifests=[here, there], loses_after={"1": 2})
+    missing = job(None, config, tmp_path / "missing", manifests=[here, str(tmp_path / "nowhere.parquet")])
+    first, second = processes.run(lost, missing)
+
+    assert second["lost"].endswith(
+        "00000001.tar is not there; put it back beside the manifest or run `curate run` again"
+    )
+    assert second["missing"].endswith("there is no such manifest; `curate run` writes one")
+    assert first == {name: f"process 1 failed: {error}" for name, error in second.items()}
+    stopped = len(losses(tmp_path / "lost"))
+    assert (tmp_path / f"lost/checkpoints/step_{stopped:08d}.json").exists()
+    assert 2 <= stopped < STEPS
+    train(here, config, tmp_path / "lost", resume=True, device="cpu")
+    assert_same_losses(tmp_path / "alone", tmp_path / "lost")
+
+
+def test_processes_do_not_train_together_on_different_images(
+    processes, make_manifest, manifest, settings, jpegs, tmp_path
+):
+    other = str(make_manifest(tmp_path / "other", jpegs, digest=b"cd" * 32))
+    different = job(None, of(settings, "sinkhorn_knopp"), tmp_path / "run", manifests=[manifest, other])
+    first, second = processes.run(different)
+
+    assert first == second
+    assert "were given different settings or manifests" in first["run"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_death_of_one_process_ends_the_others_with_a_clear_line(start_processes, manifest, settings, tmp_path):
+    dies = job(manifest, of(settings, "sinkhorn_knopp"), tmp_path / "run", dies_after={"1": 2})
+    with start_processes(tmp_path) as both:
+        first, second = both.run(dies)
+
+    assert second.startswith("ended with 3")
+    assert "another process ended" in first["run"]
 
 
 @pytest.mark.slow
@@ -181,7 +235,7 @@ def test_torchrun_starts_what_trains_together(manifest, settings, tmp_path):
     train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "curation.cli", "train", "--manifest", manifest, "--config", str(tmp_path / "my.yaml")]
-    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--output", str(tmp_path / "run"), "--device", "cpu"],
         env=environment,

@@ -1,7 +1,9 @@
 """What a run begins with and learns from: other runs, published backbones, frozen teachers."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from curation.dinov2 import export, names, phases, published
 from curation.dinov2.centring import Centrings
 from curation.dinov2.model import VisionTransformer
 from curation.dinov2.network import student_and_teacher
+from curation.dinov2.objective import Inputs, objective, teacher_targets
 from curation.dinov2.schedules import Schedules
 from curation.dinov2.train import train
 from curation.errors import TrainError
@@ -32,10 +35,10 @@ def tensors(output):
     return load_file(max((output / "checkpoints").glob("*.safetensors")))
 
 
-def assert_resumed_to_the_bit(manifest, config, folder, between=lambda: None):
-    """Train at once, and with a stop after two steps; return the tensors."""
+def assert_resumed_to_the_bit(manifest, config, folder, between=lambda: None, stop=2):
+    """Train at once, and with a stop after some steps; return the tensors."""
     trained(manifest, config, folder / "whole")
-    trained(manifest, config, folder / "parts", should_stop=stop_after(2))
+    trained(manifest, config, folder / "parts", should_stop=stop_after(stop))
     between()
     trained(manifest, config, folder / "parts", resume=True)
     whole, parts = tensors(folder / "whole"), tensors(folder / "parts")
@@ -181,7 +184,36 @@ def test_heads_are_warmed_up_while_the_backbone_stands_still(manifest, backbone,
         elif name.endswith("weight_v"):
             assert not warm[f"student/{name}"].equal(value)
     assert not last["student/backbone.cls_token"].equal(first.backbone.cls_token)
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert ["grad_norm_backbone" in line for line in log] == [False, False, True, True]
+    assert [last[f"step/{name}"].item() for name in ("backbone.cls_token", "dino_head.mlp.0.bias")] == [2, 4]
     assert [Schedules(config).at(step).backbone_lr_mult for step in range(4)] == [0, 0, 0.5, 1]
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_warm_up_of_heads_resumes_to_the_bit(manifest, backbone, settings, tmp_path, stop):
+    save_file(backbone.state_dict(), tmp_path / "model.safetensors")
+    start = {"backbone": str(tmp_path / "model.safetensors"), "head_warmup_steps": 2}
+
+    assert_resumed_to_the_bit(manifest, settings(start=start, **SHORT), tmp_path, stop=stop)
+
+
+def test_heads_that_learn_alone_have_the_gradients_they_have_with_the_backbone(settings):
+    config = settings()
+    student, teacher = student_and_teacher(config)
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(4, 3, side, side, generator=generator) for side in (32, 16)]
+    inputs = Inputs.of(views, torch.rand(4, 16, generator=generator) < 0.3)
+    (targets,), _ = teacher_targets(teacher, [inputs], 0.07, config.losses, Centrings(config, torch.device("cpu")))
+    gradients = {}
+    for student.heads_alone in (False, True):
+        student.zero_grad()
+        objective(inputs.ask(student, config.losses, None), inputs, targets, config.losses).total.backward()
+        gradients[student.heads_alone] = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+    heads = {name for name in gradients[False] if not name.startswith("backbone.")}
+    assert gradients[True].keys() == heads < gradients[False].keys()
+    assert all(gradients[True][name].equal(gradients[False][name]) for name in heads)
 
 
 @pytest.mark.parametrize("centring", ["sinkhorn_knopp", "softmax"])
@@ -202,8 +234,6 @@ def test_a_distilled_student_learns_from_a_teacher_that_stands_still(manifest, f
 
 
 def test_distillation_compares_every_patch_of_both_global_crops(first_run, manifest, settings):
-    from curation.dinov2.objective import Inputs, teacher_targets
-
     config = settings(distillation={"teacher": str(first_run)}, **WHOLE)
     guide = phases.guide(config)
     views = [torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))]
@@ -229,12 +259,12 @@ def test_a_teacher_that_cannot_teach_is_refused_with_what_to_set(first_run, sett
         phases.guide(config)
 
 
-def test_another_teacher_is_not_resumed_with(manifest, first_run, settings, tmp_path):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda tensors: os.truncate(tensors, 1000)])
+def test_another_teacher_is_not_resumed_with(manifest, first_run, settings, tmp_path, damage):
     shutil.copytree(first_run, tmp_path / "teacher")
     config = settings(distillation={"teacher": str(tmp_path / "teacher")}, **WHOLE, **SHORT)
     trained(manifest, config, tmp_path / "run", should_stop=stop_after(2))
-    for path in (tmp_path / "teacher/checkpoints").glob("step_00000008*"):
-        path.unlink()
+    damage(tmp_path / "teacher/checkpoints/step_00000008.safetensors")
 
     with pytest.raises(TrainError, match=r"was started with another distillation\.teacher"):
         trained(manifest, config, tmp_path / "run", resume=True)

@@ -16,12 +16,11 @@ from curation.dinov2.evaluate import pictures
 from curation.dinov2.evaluate.backbones import Backbone, PixelBackbone
 from curation.dinov2.evaluate.config import EvaluateConfig
 from curation.dinov2.evaluate.features import Features, View, extract, prepared
-from curation.dinov2.evaluate.knn import knn_accuracy
+from curation.dinov2.evaluate.knn import feasible, knn_accuracy
 from curation.dinov2.evaluate.labelled import Labelled, drawn, open_labelled
 from curation.dinov2.evaluate.linear import Head, probe
 from curation.dinov2.evaluate.logistic import Logistic, logistic_regression
 from curation.dinov2.evaluate.spectrum import spectrum
-from curation.errors import InputError
 
 RESULT_FILE = "evaluation.json"
 _ROWS = 16_384
@@ -109,10 +108,10 @@ def evaluate(
 
     Raises:
         InputError: The data cannot be used.
+        VectorError: The backbone gives features that are not finite.
         DiskFullError: There is no space for features or results.
     """
     data = open_labelled(config.data, config.seed, needs_labels=config.needs_labels)
-    _check(config, data)
     with clear_errors(output, "the folder"):
         scratch = output / ".features"
         if scratch.exists():  # of an evaluation that was killed
@@ -132,15 +131,6 @@ def evaluate(
     found = Evaluation(rows, num_train, num_test, len(data.classes), notes, (*files, output / RESULT_FILE))
     write_json(output / RESULT_FILE, _as_dict(found, config))
     return found
-
-
-def _check(config: EvaluateConfig, data: Labelled) -> None:
-    """Refuse before an hour of features what cannot be computed from them."""
-    if "knn" in config.tasks and len(data.train) < max(config.knn.k):
-        raise InputError(
-            f"{config.data.path}: holds {len(data.train)} images to learn from, fewer than k = {max(config.knn.k)}; "
-            f"set knn.k to numbers of at most {len(data.train)}"
-        )
 
 
 def _parts(config: EvaluateConfig, data: Labelled) -> list[Any]:
@@ -174,7 +164,8 @@ def _measured(
     measures: dict[str, Any] = {}
     num_classes = len(data.classes)
     if "knn" in config.tasks:
-        found = knn_accuracy(train, test, num_classes, config.knn.k, config.knn.temperature, device)
+        k = feasible(config.knn.k, len(train))
+        found = knn_accuracy(train, test, num_classes, k, config.knn.temperature, device)
         measures["knn"] = {k: top1 for k, (top1, _) in found.items()}
         measures["knn_top5"] = {k: top5 for k, (_, top5) in found.items()}
     if "linear" in config.tasks:
@@ -216,6 +207,13 @@ def _notes(data: Labelled, features: list[Features], row: Row, config: EvaluateC
         if unseen:
             names = ", ".join(data.classes[label] for label in sorted(unseen)[:5])
             notes.append(f"{len(unseen)} classes of the test images are never learned from, such as {names}")
+    too_large = sorted(set(config.knn.k) - row.knn.keys())
+    if "knn" in config.tasks and too_large:
+        instead = f"all {len(features[0])} vote instead" if len(too_large) == len(set(config.knn.k)) else "left out"
+        notes.append(
+            f"k-NN with k = {', '.join(map(str, too_large))}: there are only {len(features[0])} images to learn from; "
+            f"{instead}"
+        )
     if config.side_px is not None and row.side_px != config.side_px:
         notes.append(f"side_px {config.side_px} is not a whole number of patches; {row.side_px} was shown")
     if row.linear and any(head.diverged for head in row.linear):

@@ -21,7 +21,7 @@ from torch import Tensor
 from curation.config.images import ImagesConfig
 from curation.dinov2.evaluate.backbones import Backbone
 from curation.dinov2.evaluate.labelled import Part
-from curation.errors import DiskFullError, ImageError, InputError
+from curation.errors import DiskFullError, ImageError, InputError, VectorError
 from curation.images import decode
 
 Pixels = npt.NDArray[np.uint8]
@@ -109,6 +109,7 @@ def extract(
 
     Raises:
         InputError: No image can be decoded.
+        VectorError: Features are not finite.
         DiskFullError: The scratch file does not fit.
     """
     slots: Floats | None = None
@@ -118,6 +119,11 @@ def extract(
         unreadable += failed
         if pixels:
             stacked_NSD, has_patches = _slots(backbone, np.stack(pixels), num_blocks)
+            if not np.isfinite(stacked_NSD).all():
+                raise VectorError(
+                    f"{backbone.name}: gives features that are not finite, which no figure can be made of; its weights "
+                    "are damaged, or its training went wrong: take an earlier checkpoint"
+                )
             if slots is None:
                 slots = _storage(scratch, (len(part), *stacked_NSD.shape[1:]))
             slots[len(labels) : len(labels) + len(pixels)] = stacked_NSD

@@ -13,6 +13,11 @@ _QUERIES = 1024
 _KEYS = 16_384
 
 
+def feasible(k: Sequence[int], num_images: int) -> tuple[int, ...]:
+    """Return the numbers of neighbours that so many images are enough for; where there is none, all images vote."""
+    return tuple(count for count in k if count <= num_images) or (num_images,)
+
+
 def knn_accuracy(
     train: Features, test: Features, num_classes: int, k: Sequence[int], temperature: float, device: torch.device
 ) -> dict[int, tuple[float, float]]:
@@ -36,10 +41,7 @@ def knn_accuracy(
         Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination".
     """
     if len(train) < max(k):
-        raise InputError(
-            f"k-NN with k = {max(k)} needs as many images to learn from, and there are {len(train)}; "
-            f"set knn.k to numbers of at most {len(train)}"
-        )
+        raise InputError(f"k-NN with k = {max(k)} needs as many images to learn from, and there are {len(train)}")
     right = torch.zeros(len(k), 2, dtype=torch.int64)
     train_labels = torch.from_numpy(train.label_N).to(device)
     top = min(5, num_classes)

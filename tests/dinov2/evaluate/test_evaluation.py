@@ -8,7 +8,7 @@ from curation.cli import main
 from curation.dinov2.evaluate.backbones import load_backbone
 from curation.dinov2.evaluate.evaluation import evaluate
 from curation.dinov2.train import train
-from curation.errors import InputError
+from curation.errors import VectorError
 
 CPU = torch.device("cpu")
 
@@ -76,9 +76,32 @@ def test_what_needs_no_labels_takes_a_folder_of_images(run, rows, tmp_path, caps
     assert "note: 1 images cannot be decoded and were left out" in printed
 
 
-def test_fewer_images_than_neighbours_are_refused_before_any_work(run, evaluate_settings, tmp_path):
-    with pytest.raises(InputError, match=r"holds 60 images to learn from, fewer than k = 100; set knn\.k"):
-        evaluate(*load_backbone(str(run), CPU, 0), evaluate_settings(knn__k=[100]), tmp_path, CPU)
+@pytest.mark.parametrize(
+    ("asked", "measured", "note"),
+    [
+        ([10, 20, 100, 200], {10, 20}, "k-NN with k = 100, 200: there are only 59 images to learn from; left out"),
+        ([60, 100], {59}, "k-NN with k = 60, 100: there are only 59 images to learn from; all 59 vote instead"),
+        ([59], {59}, None),
+    ],
+)
+def test_more_neighbours_than_images_are_left_out_with_a_note(
+    run, rows, write_parquet, evaluate_settings, tmp_path, asked, measured, note
+):
+    broken = [{**rows[0], "image": {"bytes": b"broken", "path": None}}, *rows[1:]]
+    data = {"path": str(write_parquet(tmp_path / "set.parquet", broken))}
+    config = evaluate_settings(tasks=["knn"], data=data, knn__k=asked)
+    found = evaluate(*load_backbone(str(run), CPU, 0), config, tmp_path / "out", CPU)
+
+    assert [set(row.knn) for row in found.rows] == [measured] * 3
+    assert [text for text in found.notes if text.startswith("k-NN")] == ([] if note is None else [note])
+
+
+def test_features_that_are_not_finite_have_no_figures(run, evaluate_settings, tmp_path):
+    trained, random = load_backbone(str(run), CPU, 0)
+    trained._network.norm.weight.fill_(float("nan"))
+
+    with pytest.raises(VectorError, match=r"teacher, 8 steps: gives features that are not finite"):
+        evaluate(trained, random, evaluate_settings(), tmp_path, CPU)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +109,7 @@ def test_fewer_images_than_neighbours_are_refused_before_any_work(run, evaluate_
     [
         (["--run", "nowhere", "--data", "a.parquet"], 2, "is no backbone that can be evaluated"),
         (["--run", "RUN", "--data", "nowhere.parquet"], 1, "nowhere.parquet: does not exist"),
+        (["--run", "RUN", "--data", "SET", "--output", "s3://bucket/out"], 2, "must be on a disk of this machine"),
         (["--run", "RUN", "--data", "SET", "--set", "knn.k=[]"], 2, "knn.k: must have at least 1 entries"),
         (["--run", "RUN", "--data", "SET", "--set", "data.label_column=colour"], 1, "set data.label_column to one of"),
     ],

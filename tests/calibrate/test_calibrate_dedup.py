@@ -197,8 +197,12 @@ def test_whitening_that_was_not_fitted_is_an_error(weights, folder, tmp_path):
 
 
 def test_too_few_images_are_an_error(weights, folder, tmp_path):
+    (tmp_path / "few").mkdir()
+    for name in ("00.jpg", "01.jpg", "02.jpg", "broken.jpg"):
+        (tmp_path / "few" / name).write_bytes((folder / name).read_bytes())
+
     with pytest.raises(InputError, match="3 images can be read, and at least 20 are needed"):
-        calibrate(weights, tmp_path, images=str(folder), size=3)
+        calibrate(weights, tmp_path / "output", images=str(tmp_path / "few"), size=100)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ TARGETS = {"step": 1.05, "bfloat16": 1.4, "data": 2.0, "data_cpu": 3.5, "memory"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=32, help="photos of the data path")
     parser.add_argument("--only", choices=["step", "data", "memory"], help="some of the figures")
     parser.add_argument("--peak-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)

@@ -7,10 +7,12 @@ unit done twice is done once.
 
 import logging
 import os
+import socket
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import yaml
@@ -29,6 +31,7 @@ from curation.store import Run
 
 _DEATHS_OF_A_UNIT = 8  # that told nothing about an image, see curation/crashes.py; nodes may be taken away
 _POLL_S = 0.5
+_REACH_S = 10.0
 
 
 @dataclass(eq=False)
@@ -42,6 +45,18 @@ class _Member:
 
     actor: Any
     born: Any
+
+
+def _reach(address: str) -> None:
+    """See that somebody listens at an address with a port: Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody does.
+        ValueError: It is no address.
+    """
+    place = urlsplit(address if "://" in address else f"ray://{address}")
+    if place.port is not None:
+        socket.create_connection((place.hostname or "", place.port), timeout=_REACH_S).close()
 
 
 class RayRunner:
@@ -63,10 +78,14 @@ class RayRunner:
         else:
             options["address"] = address
         try:
+            if address is not None:
+                _reach(address)
             ray.init(**options)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            where = address or "this machine"
-            raise InputError(f"no Ray cluster at {where}: {' '.join(str(error).split())}") from error
+            where, hint = address or "this machine", ""
+            if "InvalidAuthToken" in f"{error} {error.__cause__}":
+                hint = "; it wants a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            raise InputError(f"no Ray cluster at {where}: {' '.join(str(error).split())}{hint}") from error
 
     def close(self) -> None:
         """Leave the cluster; one that was started here ends."""

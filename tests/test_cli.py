@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -258,3 +259,22 @@ def test_help_answers_in_under_half_a_second():
         times.append(time.monotonic() - start)
 
     assert min(times) < 0.5
+
+
+def test_a_ray_cluster_that_is_not_there_is_an_error_at_once(tmp_path):
+    (tmp_path / "urls.txt").write_text("https://h.example/a.jpg\n")
+    (tmp_path / "my.yaml").write_text(f"pool: {{inputs: [{{kind: urls, path: {tmp_path}/urls.txt}}]}}")
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        address = f"ray://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        command = [sys.executable, "-m", "curation.cli", "run", "--config", str(tmp_path / "my.yaml")]
+
+        done = subprocess.run(
+            [*command, "--run", str(tmp_path / "run"), "--ray-address", address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert done.returncode == 1
+    assert f"no Ray cluster at {address}" in done.stderr

@@ -165,7 +165,7 @@ def encode_anew(
         width, height = size(*_upright(image.size, orientation))
         _load(image, min_side_px)
         if image.mode == "RGB" and orientation == 1 and not image.info.keys() & {"icc_profile", "transparency"}:
-            image.info.clear()  # what is written would take comments from here
+            image.info.clear()  # writers take some of it, which depends on the version of Pillow
             pixels: Image.Image = image
         else:
             pixels = Image.fromarray(upright_srgb(image, orientation))

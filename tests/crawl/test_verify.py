@@ -70,6 +70,20 @@ def test_a_resized_image_looks_the_same_and_is_upright():
     assert np.abs(difference).mean() < 2
 
 
+@pytest.mark.parametrize("mode", ["shorter", "none"])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("source", ["jpeg", "png", "webp"])
+def test_a_resized_image_has_no_metadata_of_the_one_that_came(source, kind, mode):
+    exif = Image.Exif()
+    exif[0x010E] = "secret"  # ImageDescription
+    data = encoded(64, 48, source, exif=exif.tobytes(), xmp=b"<x>secret</x>", comment=b"secret")
+    assert b"secret" in data
+
+    found = verify(data, ImagesConfig(), None, ResizeConfig(side_px=32, mode=mode, format=kind))
+
+    assert b"secret" not in found.data
+
+
 @pytest.mark.parametrize("resize", [None, ResizeConfig()])
 def test_what_is_cut_off_is_refused_either_way(resize):
     with pytest.raises(ImageError) as refused:

@@ -1,13 +1,77 @@
-"""Processes of this machine: whether one still lives, where ours log, and what they need not load."""
+"""Processes of this machine: how ours are started, where they log, what they need not load, whether one still lives.
+
+Processes that work for another one are forked from a server that has imported what they need, once. It has no threads
+at work, so nothing is forked half way.
+"""
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from multiprocessing import forkserver
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
+
+_SAFE_PATH = "PYTHONSAFEPATH"
+_MAX_SOCKET_FOLDER_BYTES = 103 - len("/pymp-01234567/listener-01234567")  # 107 on Linux
+_without_main = Lock()
+
+
+def start_fork_server(blocked: Collection[signal.Signals]) -> None:
+    """Start the server that processes are forked from, unless it runs; does not wait until it is ready.
+
+    Args:
+        blocked: Signals that neither it nor a process forked from it gets: those that a terminal or a scheduler sends
+            to all processes, of which the one at the top decides when the others end.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    before = os.environ.get(_SAFE_PATH)
+    os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # inherited
+    try:
+        with _short_temporary_folder():
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ[_SAFE_PATH]
+        else:
+            os.environ[_SAFE_PATH] = before
+
+
+@contextmanager
+def _short_temporary_folder() -> Iterator[None]:
+    """Keep the server's socket out of a folder for temporary files whose name is longer than sockets' may be."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > _MAX_SOCKET_FOLDER_BYTES:
+        tempfile.tempdir = "/tmp"  # noqa: S108  # a folder that only this user may enter is made there
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Keep processes that are started meanwhile from running the main script of this one again.
+
+    All that ours run lies in the package. A script that calls it needs no ``if __name__ == "__main__"``.
+    """
+    with _without_main:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def log_to_stderr(level: int) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -89,8 +89,12 @@ class _Group:
 
     def __enter__(self) -> "_Group":
         try:
-            meeting = ray.get(self._members[0].meeting_point.remote(), timeout=_START_TIMEOUT_S)
-            places = [m.join.remote(rank, self._size, *meeting, os.getcwd()) for rank, m in enumerate(self._members)]
+            points = ray.get([member.meeting_point.remote() for member in self._members], timeout=_START_TIMEOUT_S)
+            on_node = Counter(address for address, _ in points)
+            places = [
+                member.join.remote(rank, self._size, on_node[point[0]], *points[0], os.getcwd())
+                for rank, (member, point) in enumerate(zip(self._members, points, strict=True))
+            ]
             ray.get(places, timeout=_START_TIMEOUT_S)
         except ray.exceptions.GetTimeoutError as error:
             self.__exit__()
@@ -173,11 +177,15 @@ class _Member:
             probe.bind((address, 0))
             return address, probe.getsockname()[1]
 
-    def join(self, rank: int, size: int, address: str, port: int, folder: str) -> None:
-        """Say which process this is; relative paths of settings start where the command runs, if that is here."""
+    def join(self, rank: int, size: int, on_node: int, address: str, port: int, folder: str) -> None:
+        """Say which process this is, and of how many on this node.
+
+        Relative paths of settings start where the command runs, if that is here.
+        """
         with suppress(OSError):
             os.chdir(folder)
-        place = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port}
+        place: dict[str, object] = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": on_node}
+        place |= {"MASTER_ADDR": address, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
 
     def train(self, manifest: str | None, config: str, output: str, resume: bool) -> TrainResult:

@@ -1,9 +1,8 @@
 """One process of ``process_runner`` that does units, and how it is started.
 
 What a worker needs takes most of a second to import. One process, the server, imports it once (``worker_imports.py``);
-workers are forked from it in milliseconds, and share its memory. It has no threads at work, so nothing is forked half
-way. The command line starts it before it knows what there is to do, and imports its own meanwhile: this module itself
-imports next to nothing.
+workers are forked from it in milliseconds, and share its memory. The command line starts it before it knows what there
+is to do, and imports its own meanwhile: this module itself imports next to nothing.
 """
 
 import ctypes
@@ -12,27 +11,22 @@ import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from curation.errors import CurationError
-from curation.processes import log_to_stderr
+from curation.processes import log_to_stderr, start_fork_server, without_main
 
 if TYPE_CHECKING:
     from curation.pipelines.units import Unit
 
 _IMPORTS = "curation.pipelines.worker_imports"
-_SAFE_PATH = "PYTHONSAFEPATH"
 _STDERR = 2
 _ROWS_AFTER_S = 0.2
 _PR_SET_PDEATHSIG = 1
-_MAX_SOCKET_FOLDER_BYTES = 103 - len("/pymp-01234567/listener-01234567")  # 107 on Linux
 
 
 @dataclass
@@ -70,20 +64,10 @@ class Spawner:
         Raises:
             CurationError: It cannot be started.
         """
-        before = os.environ.get(_SAFE_PATH)
-        os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: Ctrl-C is for this process alone
         try:
-            with _short_temporary_folder():
-                forkserver.ensure_running()
+            start_fork_server({signal.SIGINT})  # Ctrl-C is for the process of the run alone
         except OSError as error:
             raise CurationError(f"no worker can be started: {error}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            if before is None:
-                del os.environ[_SAFE_PATH]
-            else:
-                os.environ[_SAFE_PATH] = before
 
     def spawn(self, url: str, config: str, fence: str) -> WorkerProcess:
         """Return a worker for a run.
@@ -107,7 +91,8 @@ class Spawner:
             daemon=True,
         )
         try:
-            process.start()
+            with without_main():
+                process.start()
         except (EOFError, OSError) as error:
             said = f"{type(error).__name__}: {error}"
             raise CurationError(f"no worker can be started, the process that does so has ended ({said})") from error
@@ -115,18 +100,6 @@ class Spawner:
             theirs.close()
             log_to.close()
         return WorkerProcess(process, ours)
-
-
-@contextmanager
-def _short_temporary_folder() -> Iterator[None]:
-    """Keep the server's socket out of a folder for temporary files whose name is longer than sockets' may be."""
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > _MAX_SOCKET_FOLDER_BYTES:
-        tempfile.tempdir = "/tmp"  # noqa: S108  # a folder that only this user may enter is made there
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
 
 
 def _serve(pipe: Connection, stop: Any, log_to: Connection, log_level: int, run: tuple[str, str, str]) -> None:

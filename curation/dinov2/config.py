@@ -249,7 +249,15 @@ class DataConfig(Settings):
         le=4096,
         description="Sequences streamed side by side; with a multiple of the processes none reads for another.",
     )
-    workers: int = Field(0, ge=0, le=256, description="Threads that decode and crop ahead; no effect on results.")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        le=256,
+        description=(
+            "Processes that decode and crop ahead; no effect on results. 0: none. Null: none on a CPU, on a GPU its "
+            "share of the machine's cores, at most 16."
+        ),
+    )
     prefetch_batches: int = Field(2, ge=1, le=64, description="Batches decoded ahead when there are workers.")
     max_replacements: int = Field(16, ge=0, description="Unreadable images in a row before the run stops.")
     max_image_bytes: int = Field(100_000_000, ge=1, description="Larger stored images count as unreadable.")

@@ -6,6 +6,7 @@ Source:
     Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments" (multi-crop).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,19 +46,21 @@ def draw(seed: int, position: int, config: CropsConfig) -> Draws:
     return generator(seed, Purpose.CROP, position).random(shape)
 
 
-def multi_crop(rgb_HW3: Pixels, draws: Draws, config: CropsConfig) -> Views:
+def multi_crop(rgb_HW3: Pixels, draws: Draws, config: CropsConfig, views: Views | None = None) -> Views:
     """Return the views of a sample.
 
     Args:
         rgb_HW3: Upright pixels.
         draws: Numbers of its crops.
         config: Sizes and probabilities.
+        views: Written to and returned; None: new ones.
     """
     height, width, _ = rgb_HW3.shape
-    views = Views(
-        np.empty((NUM_GLOBAL, 3, config.global_px, config.global_px), dtype=np.uint8),
-        np.empty((config.num_local, 3, config.local_px, config.local_px), dtype=np.uint8),
-    )
+    if views is None:
+        views = Views(
+            np.empty((NUM_GLOBAL, 3, config.global_px, config.global_px), dtype=np.uint8),
+            np.empty((config.num_local, 3, config.local_px, config.local_px), dtype=np.uint8),
+        )
     flips = draws[:, -1] < config.flip_p
     crops = (*views.global_V3HW, *views.local_V3HW)
     for out_3HW, box, flip in zip(crops, _boxes((width, height), draws, config), flips, strict=True):
@@ -78,7 +81,9 @@ def reduced_side(size: tuple[int, int], draws: Draws, config: CropsConfig) -> in
     """
     sides_px = np.full(len(draws), config.local_px)
     sides_px[:NUM_GLOBAL] = config.global_px
-    if min(size) < 2 * sides_px.min():
+    scale_V2 = _scales(config)
+    # The shorter side of a crop is at most that of a square of its area.
+    if (math.prod(size) * scale_V2[:, 1] < (_REDUCTIONS[-1] * sides_px) ** 2).any():
         return None
     left, top, right, bottom = _boxes(size, draws, config).T
     spare = (np.minimum(right - left, bottom - top) / sides_px).min()
@@ -86,8 +91,12 @@ def reduced_side(size: tuple[int, int], draws: Draws, config: CropsConfig) -> in
 
 
 def _boxes(size: tuple[int, int], draws: Draws, config: CropsConfig) -> Boxes:
-    scale = np.array([config.global_scale] * NUM_GLOBAL + [config.local_scale] * config.num_local)
-    return crop_boxes(draws[:, :-1].reshape(len(draws), ATTEMPTS, _DRAWS_AN_ATTEMPT), size, scale, config.aspect)
+    attempts_VA4 = draws[:, :-1].reshape(len(draws), ATTEMPTS, _DRAWS_AN_ATTEMPT)
+    return crop_boxes(attempts_VA4, size, _scales(config), config.aspect)
+
+
+def _scales(config: CropsConfig) -> Draws:
+    return np.array([config.global_scale] * NUM_GLOBAL + [config.local_scale] * config.num_local)
 
 
 def crop_boxes(draws_VA4: Draws, size: tuple[int, int], scale_V2: Draws, aspect: tuple[float, float]) -> Boxes:

@@ -1,22 +1,22 @@
-"""Batches of a run: read, decoded and cropped ahead by threads, in an order that follows from seed and step alone."""
+"""Batches of a run: read, decoded and cropped ahead, in an order that follows from seed and step alone."""
 
 import logging
+import os
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from curation import images
-from curation.dinov2 import colour, crops, masks
+from curation.dinov2 import colour
 from curation.dinov2.colour import ColourPlan
-from curation.dinov2.config import TrainConfig
-from curation.dinov2.crops import NUM_GLOBAL, Views
+from curation.dinov2.config import DataConfig, TrainConfig
+from curation.dinov2.crop_workers import CropWorkers, Makers, OwnMaker, start_ahead
+from curation.dinov2.cropping import Source, StepArrays, Task
+from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.manifests import ManifestImages
 from curation.dinov2.order import Order
 from curation.dinov2.reading import ChunkReader, RangedReader, Reader
@@ -24,17 +24,10 @@ from curation.dinov2.world import ALONE, World
 from curation.errors import CurationError, ImageError, TrainError
 
 _READERS_AHEAD = 2
+_IMAGES_AT_ONCE = 16
+_MAX_WORKERS = 16
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The views of one image and the numbers that will colour them; ``replaced`` counts unreadable images before it."""
-
-    views: Views
-    draws_VN: colour.Draws
-    replaced: int
 
 
 @dataclass(frozen=True)
@@ -83,13 +76,25 @@ class Batches:
         manifests: The images: those of ``config.data.manifests`` in that order, else one manifest.
         config: Settings of the run.
         world: Processes that train together; each reads its own images only.
+        device: What batches are for; None: a CPU.
 
     Raises:
         TrainError: If there are fewer images than a batch takes, or they cannot be shared out evenly.
     """
 
-    def __init__(self, manifests: Sequence[ManifestImages], config: TrainConfig, world: World = ALONE) -> None:
+    def __init__(
+        self,
+        manifests: Sequence[ManifestImages],
+        config: TrainConfig,
+        world: World = ALONE,
+        device: torch.device | None = None,
+    ) -> None:
         data = config.data
+        self._device, self._num_workers = device, _workers(data, device)
+        if self._num_workers:
+            with suppress(OSError):  # said again when they are needed
+                start_ahead()
+        self._manifests = manifests
         num_images = sum(map(len, manifests))
         self._names = ", ".join(manifest.manifest for manifest in manifests)
         if num_images < data.batch_size:
@@ -99,105 +104,122 @@ class Batches:
             )
         self._config = config
         self._parts = world.parts(data.batch_size, data.micro_batches)
+        self._images = range(self._parts[0].start, self._parts[-1].stop)
         self._order = Order([len(m) for m in manifests], shares(manifests, config), data, config.seed)
         self._reader: Reader = RangedReader(manifests)
         if data.reading == "streaming":
             width = data.batch_size // data.lanes
-            num_lanes = 1 + (self._parts[-1].stop - 1) // width - self._parts[0].start // width
+            num_lanes = 1 + (self._images.stop - 1) // width - self._images.start // width
             windows = 2 * num_lanes * len(manifests)  # this one and the next of each lane
             self._reader = ChunkReader(manifests, self._order, windows * data.window_chunks + 1)
 
     def between(self, first_step: int, end_step: int) -> Generator[list[Batch], None, None]:
-        """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; threads only read ahead."""
-        data = self._config.data
-        if not data.workers:
+        """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; workers only make them ahead."""
+        manifests = [manifest.manifest for manifest in self._manifests]
+        if not self._num_workers:
+            own = OwnMaker(self._config, manifests, len(self._images))
             for step in range(first_step, end_step):
-                yield self._batches(step, [self._sample(position) for position in self._positions(step)])
+                replaced = [self._make(own, step, 0, self._images)]
+                yield self._batches(own, step, 0, replaced)
             return
+        num_slots = self._config.data.prefetch_batches + 1
+        makers = CropWorkers(self._num_workers, self._config, manifests, len(self._images), num_slots, self._device)
+        with closing(makers):
+            yield from self._ahead(makers, range(first_step, end_step), num_slots)
+
+    def _ahead(self, makers: Makers, steps: range, num_slots: int) -> Generator[list[Batch], None, None]:
         ahead: deque[Future[list[Batch]]] = deque()
-        workers = ThreadPoolExecutor(data.workers, thread_name_prefix="crops")
+        workers = ThreadPoolExecutor(self._num_workers, thread_name_prefix="crops")
         assembler = ThreadPoolExecutor(1, thread_name_prefix="batches")
         readers = ThreadPoolExecutor(_READERS_AHEAD, thread_name_prefix="chunks")
         pools = (assembler, workers, readers)
         try:
-            for step in range(first_step, end_step):
-                for later in range(step + len(ahead), min(end_step, step + 1 + data.prefetch_batches)):
-                    positions = self._positions(later)
-                    if data.reading == "streaming":
-                        readers.submit(self._read_ahead, positions)
-                    samples = [workers.submit(self._sample, position) for position in positions]
-                    ahead.append(assembler.submit(self._assembled, later, samples))
+            for step in steps:
+                for later in steps[step - steps.start + len(ahead) :][: num_slots - len(ahead)]:
+                    if self._config.data.reading == "streaming":
+                        readers.submit(self._read_ahead, later)
+                    slot = later % num_slots  # free since the batch that was in it has been taken
+                    parts = [workers.submit(self._make, makers, later, slot, part) for part in self._shares()]
+                    ahead.append(assembler.submit(self._assembled, makers, later, slot, parts))
                 yield ahead.popleft().result()
         finally:
             for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _assembled(self, step: int, samples: list[Future[Sample]]) -> list[Batch]:
-        return self._batches(step, [sample.result() for sample in samples])
+    def _shares(self) -> Iterator[range]:
+        """Cut this process's images into what a worker makes at a time: worth a message, and nobody waits for long."""
+        at_once = max(1, min(_IMAGES_AT_ONCE, -(-len(self._images) // (2 * self._num_workers))))
+        for first in range(0, len(self._images), at_once):
+            yield self._images[first : first + at_once]
 
-    def _positions(self, step: int) -> range:
-        """Return the global positions of this process's samples."""
-        first = step * self._config.data.batch_size
-        return range(first + self._parts[0].start, first + self._parts[-1].stop)
+    def _assembled(self, makers: Makers, step: int, slot: int, parts: list[Future[dict[int, int]]]) -> list[Batch]:
+        return self._batches(makers, step, slot, [part.result() for part in parts])
 
-    def _read_ahead(self, positions: range) -> None:
-        """Read the chunks that these positions' lanes need a window later."""
-        later = self._order.readahead() // self._config.data.batch_size * self._config.data.batch_size
-        for position in positions:
+    def _read_ahead(self, step: int) -> None:
+        """Read the chunks that the lanes of a step's images need a window later."""
+        batch_size = self._config.data.batch_size
+        later = self._order.readahead() // batch_size * batch_size
+        for image in self._images:
             with suppress(CurationError):  # said again, and acted on, when the image itself is needed
-                self._reader.read(self._order.at(position + later))
+                self._reader.read(self._order.at(step * batch_size + image + later))
 
-    def _sample(self, position: int) -> Sample:
-        config = self._config
-        tries = config.data.max_replacements + 1
-        draws = crops.draw(config.seed, position, config.crops)
+    def _make(self, makers: Makers, step: int, slot: int, images: range) -> dict[int, int]:
+        """Make the samples of some images of a step; return how many others could not be read in place of each."""
+        batch_size, tries = self._config.data.batch_size, self._config.data.max_replacements + 1
+        waiting: Sequence[int] = images
+        replaced: dict[int, int] = {}
         for attempt in range(tries):
             # The place of a replacement lies in a later batch, so that it rarely meets itself.
-            place = self._order.at(position + attempt * config.data.batch_size)
-            try:
-                rgb_HW3 = self._decoded(self._reader.read(place), draws)
-            except ImageError as error:
-                _log.warning("image %s is unreadable and was replaced: %s", self._reader.describe(place), error)
-                continue
-            views = crops.multi_crop(rgb_HW3, draws, config.crops)
-            return Sample(views, colour.draw(config.seed, position, len(draws)), attempt)
+            places = {image: self._order.at((step + attempt) * batch_size + image) for image in waiting}
+            failures: dict[int, ImageError] = {}
+            sources = []
+            for image, place in places.items():
+                try:
+                    sources.append(Source(image, self._reader.source(place)))
+                except ImageError as error:
+                    failures[image] = error
+            drawn = range(0) if attempt else images
+            failures |= makers.make(Task(step, slot, self._images.start, sources, drawn))
+            for image in sorted(failures):
+                described = self._reader.describe(places[image])
+                _log.warning("image %s is unreadable and was replaced: %s", described, failures[image])
+                replaced[image] = attempt + 1
+            if not failures:
+                return replaced
+            waiting = sorted(failures)
         raise TrainError(
             f"{self._names}: {tries} images in a row cannot be read; check the tars, or raise data.max_replacements"
         )
 
-    def _decoded(self, data: bytes, draws: crops.Draws) -> npt.NDArray[np.uint8]:
-        config = self._config
+    def _batches(self, makers: Makers, step: int, slot: int, replaced: list[dict[int, int]]) -> list[Batch]:
+        arrays = makers.taken(slot)
+        by_image = {image: count for part in replaced for image, count in part.items()}
+        return [self._batch(arrays, step, part, sum(by_image.get(image, 0) for image in part)) for part in self._parts]
 
-        def side_px(width: int, height: int) -> int | None:
-            return crops.reduced_side((width, height), draws, config.crops)
+    def _batch(self, arrays: StepArrays, step: int, part: range, num_replaced: int) -> Batch:
+        places = slice(part.start - self._images.start, part.stop - self._images.start)
+        draws_VND = arrays.draws_VND[:, places].numpy()
+        stacks = [(arrays.global_VN3HW[:, places].flatten(0, 1), self._plan(draws_VND, 0, NUM_GLOBAL))]
+        if self._config.crops.num_local:
+            plan = self._plan(draws_VND, NUM_GLOBAL, len(draws_VND))
+            stacks.append((arrays.local_VN3HW[:, places].flatten(0, 1), plan))
+        return Batch(step, part, stacks, arrays.mask_VNP[:, places].flatten(0, 1), num_replaced)
 
-        return images.decode(data, config.images, side_px if config.data.reduced_decode else None)
-
-    def _batches(self, step: int, samples: list[Sample]) -> list[Batch]:
-        start = self._parts[0].start
-        return [self._batch(step, part, samples[part.start - start : part.stop - start]) for part in self._parts]
-
-    def _batch(self, step: int, part: range, samples: list[Sample]) -> Batch:
-        config = self._config
-        draws = np.stack([sample.draws_VN for sample in samples], axis=1)  # view, image, number
-        stacks = [(_crop_major([sample.views.global_V3HW for sample in samples]), self._plan(draws, 0, NUM_GLOBAL))]
-        if config.crops.num_local:
-            local = _crop_major([sample.views.local_V3HW for sample in samples])
-            stacks.append((local, self._plan(draws, NUM_GLOBAL, len(draws))))
-        side = config.crops.global_px // config.model.patch_px
-        mask_NP = masks.batch_masks(config.seed, step, config.data.batch_size, (side, side), config.losses, part)
-        return Batch(step, part, stacks, torch.from_numpy(mask_NP), sum(sample.replaced for sample in samples))
-
-    def _plan(self, draws_VIN: colour.Draws, first: int, end: int) -> ColourPlan:
+    def _plan(self, draws_VND: colour.Draws, first: int, end: int) -> ColourPlan:
         config = self._config.crops
         return ColourPlan.joined(
             [
-                colour.plan(draws_VIN[view], config, config.blur_p[min(view, 2)], config.solarise_p * (view == 1))
+                colour.plan(draws_VND[view], config, config.blur_p[min(view, 2)], config.solarise_p * (view == 1))
                 for view in range(first, end)
             ]
         )
 
 
-def _crop_major(views: list[npt.NDArray[np.uint8]]) -> Tensor:
-    stacked = np.stack(views, axis=1)
-    return torch.from_numpy(stacked.reshape(-1, *stacked.shape[2:]))
+def _workers(config: DataConfig, device: torch.device | None) -> int:
+    """Return how many processes make samples: those asked for, else for a GPU its share of the cores."""
+    if config.workers is not None:
+        return config.workers
+    if device is None or device.type == "cpu":
+        return 0  # the cores are busy with training
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(_MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

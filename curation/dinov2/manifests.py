@@ -23,6 +23,57 @@ _MAX_READ_BYTES = 1 << 26
 _MAX_TAR_BYTES = 1 << 42  # seeking further than a file can be long is an error of the system, not of an image
 
 
+class Stored(NamedTuple):
+    """Where the encoded bytes of an image lie: a tar, by its full path, and a range of it."""
+
+    tar: str
+    offset: int
+    length: int
+
+
+class TarFiles:
+    """The tars beside a manifest.
+
+    Args:
+        manifest: Path or fsspec URL; it is not read here.
+    """
+
+    def __init__(self, manifest: str) -> None:
+        self._manifest = manifest
+        self.fs, self.manifest_path = fsspec.core.url_to_fs(manifest)
+
+    def read(self, image: Stored) -> bytes:
+        """Return the encoded bytes of one image.
+
+        Raises:
+            ImageError: If its tar ends before the image does.
+            TrainError: If its tar cannot be read.
+        """
+        data = self.between(image.tar, image.offset, image.offset + image.length)
+        if len(data) != image.length:
+            raise _truncated(data, image.offset)
+        return data
+
+    def between(self, tar: str, start: int, end: int) -> bytes:
+        """Return a range of a tar; less where the tar ends before.
+
+        Raises:
+            TrainError: If it cannot be read.
+        """
+        try:
+            data: bytes = self.fs.cat_file(tar, start=start, end=end)
+        except FileNotFoundError as error:
+            raise TrainError(missing(self._manifest, tar)) from error
+        except OSError as error:
+            raise TrainError(f"{tar}: cannot be read: {error}; training goes on with --resume") from error
+        return data
+
+
+def missing(manifest: str, tar: str, before: str = "") -> str:
+    """Say that a tar is not there."""
+    return f"{manifest}: {before}{tar} is not there; put it back beside the manifest or run `curate run` again"
+
+
 class ManifestImages:
     """The images of a manifest.
 
@@ -41,7 +92,8 @@ class ManifestImages:
         self.manifest = manifest
         self._max_image_bytes = max_image_bytes
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(manifest)
+            self._files = TarFiles(manifest)
+            self._fs, self._path = self._files.fs, self._files.manifest_path
             self._load()
         except FileNotFoundError as error:
             raise TrainError(f"{manifest}: there is no such manifest; `curate run` writes one") from error
@@ -113,14 +165,10 @@ class ManifestImages:
         # On object stores each check is a request, and a missing tar shows at its first read just as clearly.
         if "file" not in np.atleast_1d(self._fs.protocol):
             return
-        missing = [tar for tar in self._tars if not self._fs.exists(tar)]
-        if missing:
-            raise TrainError(
-                self._missing(missing[0], f"{len(missing)} of {len(self._tars)} tars are missing, such as ")
-            )
-
-    def _missing(self, tar: str, before: str = "") -> str:
-        return f"{self.manifest}: {before}{tar} is not there; put it back beside the manifest or run `curate run` again"
+        lost = [tar for tar in self._tars if not self._fs.exists(tar)]
+        if lost:
+            before = f"{len(lost)} of {len(self._tars)} tars are missing, such as "
+            raise TrainError(missing(self.manifest, lost[0], before))
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image.
@@ -129,11 +177,16 @@ class ManifestImages:
             ImageError: If its tar ends before the image does, or its range makes no sense.
             TrainError: If its tar cannot be read.
         """
+        return self._files.read(self.stored(index))
+
+    def stored(self, index: int) -> Stored:
+        """Return where one image lies, for another process to read it.
+
+        Raises:
+            ImageError: If its range makes no sense.
+        """
         offset, length = self._range(index)
-        data = self._bytes(int(self._tar[index]), offset, offset + length)
-        if len(data) != length:
-            raise _truncated(data, offset)
-        return data
+        return Stored(self._tars[self._tar[index]], offset, length)
 
     def read_run(self, places: range) -> list[bytes | ImageError]:
         """Return the encoded bytes of images that lie side by side, in few long reads, or what is wrong with them.
@@ -150,12 +203,12 @@ class ManifestImages:
             row = self.row_at(place)
             try:
                 offset, length = self._range(row)
-                stored.append(_Stored(place, int(self._tar[row]), offset, offset + length))
+                stored.append(_Neighbour(place, int(self._tar[row]), offset, offset + length))
             except ImageError as error:
                 found[place] = error
         for run in _runs(stored):
             start = run[0].start
-            data = memoryview(self._bytes(run[0].tar, start, max(image.end for image in run)))
+            data = memoryview(self._files.between(self._tars[run[0].tar], start, max(image.end for image in run)))
             for image in run:
                 part = bytes(data[image.start - start : image.end - start])
                 found[image.place] = part if len(part) == image.end - image.start else _truncated(part, image.start)
@@ -173,16 +226,6 @@ class ManifestImages:
             raise ImageError("too_large" if is_a_place else "truncated", f"{length} bytes at {offset}")
         return offset, length
 
-    def _bytes(self, tar_number: int, start: int, end: int) -> bytes:
-        tar = self._tars[tar_number]
-        try:
-            data: bytes = self._fs.cat_file(tar, start=start, end=end)
-        except FileNotFoundError as error:
-            raise TrainError(self._missing(tar)) from error
-        except OSError as error:
-            raise TrainError(f"{tar}: cannot be read: {error}; training goes on with --resume") from error
-        return data
-
     def describe(self, index: int) -> str:
         """Return the image id and place of one image, for messages."""
         place = f"{self._tars[self._tar[index]]} at byte {self._offset[index]}"
@@ -198,7 +241,7 @@ class ManifestImages:
         return place
 
 
-class _Stored(NamedTuple):
+class _Neighbour(NamedTuple):
     """Where an image lies."""
 
     place: int
@@ -207,9 +250,9 @@ class _Stored(NamedTuple):
     end: int
 
 
-def _runs(images: list[_Stored]) -> Iterator[list[_Stored]]:
+def _runs(images: list[_Neighbour]) -> Iterator[list[_Neighbour]]:
     """Cut images, in the order in which they lie, into what one read gets."""
-    run: list[_Stored] = []
+    run: list[_Neighbour] = []
     for image in images:
         if run:
             is_near = image.tar == run[-1].tar and image.start - run[-1].end <= _MAX_GAP_BYTES

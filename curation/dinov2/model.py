@@ -5,6 +5,7 @@ otherwise. Views of different sizes run together: norms and linear layers see th
 only attention runs once a size. One path on CPU and GPU.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -277,8 +278,8 @@ class VisionTransformer(nn.Module):
             patches_M: Indices into the flattened (N · P) grid of the first stack; None: no patches.
         """
         x_TD, sizes = stacked(self._tokens(views, masks))
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), torch.tensor(sizes).prod(dim=1).cumsum(0)])
-        wanted = [torch.arange(n) * length + start for (n, length), start in zip(sizes, starts.tolist(), strict=False)]
+        starts = itertools.accumulate((views * length for views, length in sizes), initial=0)
+        wanted = [torch.arange(n) * length + start for (n, length), start in zip(sizes, starts, strict=False)]
         wanted_W = torch.cat(wanted).to(x_TD.device, non_blocking=True)
         num_class_tokens = len(wanted_W)
         if patches_M is not None:

@@ -6,13 +6,21 @@ from concurrent.futures import Future
 from threading import Lock
 from typing import Protocol
 
-from curation.dinov2.manifests import ManifestImages
+from curation.dinov2.manifests import ManifestImages, Stored
 from curation.dinov2.order import Order, Place
 from curation.errors import ImageError
 
 
 class Reader(Protocol):
     """Reads images; used by several threads at once."""
+
+    def source(self, place: Place) -> bytes | tuple[int, Stored]:
+        """Return the encoded bytes of an image, or where whoever decodes it has to read them.
+
+        Raises:
+            ImageError: The image cannot be used.
+            TrainError: Its tar cannot be read.
+        """
 
     def read(self, place: Place) -> bytes:
         """Return the encoded bytes of an image.
@@ -27,10 +35,14 @@ class Reader(Protocol):
 
 
 class RangedReader:
-    """One ranged read an image, in any order."""
+    """One ranged read an image, in any order, by whoever decodes it."""
 
     def __init__(self, manifests: Sequence[ManifestImages]) -> None:
         self._manifests = manifests
+
+    def source(self, place: Place) -> tuple[int, Stored]:
+        """Return where an image lies: the number of its manifest, and the place in a tar."""
+        return place.manifest, self._manifests[place.manifest].stored(place.row)
 
     def read(self, place: Place) -> bytes:
         """Return the encoded bytes of an image."""
@@ -58,6 +70,10 @@ class ChunkReader:
         self._num_kept = num_kept
         self._chunks: OrderedDict[tuple[int, range], Future[list[bytes | ImageError]]] = OrderedDict()
         self._lock = Lock()
+
+    def source(self, place: Place) -> bytes:
+        """Return the encoded bytes of an image: chunks are read here, once for all who decode."""
+        return self.read(place)
 
     def read(self, place: Place) -> bytes:
         """Return the encoded bytes of an image; whoever comes first reads its chunk, others wait."""

@@ -122,7 +122,7 @@ class Assignment:
 
     def split(self, sizes: Sequence[int]) -> list["Assignment"]:
         """Return consecutive parts of so many rows each."""
-        ends = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        ends = itertools.accumulate(sizes, initial=0)
         parts = (self.within[first:end] for first, end in itertools.pairwise(ends))
         return [Assignment(self.scores, self.offset_K, self.temperature, part) for part in parts]
 

@@ -97,7 +97,7 @@ def train(
         with clear_failures():
             with world.together():
                 manifests = open_manifests(manifest, config)
-                batches = Batches(manifests, config, world)
+                batches = Batches(manifests, config, world, target)
                 trained_on = [
                     ManifestShare(images.digest, len(images), share)
                     for images, share in zip(manifests, shares(manifests, config), strict=True)

@@ -39,7 +39,7 @@ def training_processes():
 
 @pytest.mark.usefixtures("cluster")
 def test_two_processes_on_ray_give_the_losses_of_one(manifest, settings, tmp_path):
-    config = settings(ray={"workers": 2, "cpus": 0.5}, data__batch_size=8)
+    config = settings(ray={"workers": 2, "cpus": 0.5}, data__batch_size=8, data__workers=1)
     train(manifest, config, tmp_path / "alone", resume=False, device="cpu")
     seen = []
     options = {"address": None, "device": "cpu", "resume": False}

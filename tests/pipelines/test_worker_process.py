@@ -16,15 +16,15 @@ from curation.pipelines.units import Unit
 from curation.processes import start_time
 from curation.store import Run
 
+# Without `if __name__ == "__main__"`, as people write scripts.
 SPAWN = """
 import sys
 from curation.pipelines.worker_process import Spawner
 
-if __name__ == "__main__":
-    spawner = Spawner()
-    worker = spawner.spawn(sys.argv[1], "{}", "")
-    print(worker.process.pid, flush=True)
-    sys.stdin.read()
+spawner = Spawner()
+worker = spawner.spawn(sys.argv[1], "{}", "")
+print(worker.process.pid, flush=True)
+sys.stdin.read()
 """
 
 LEAVE = """

@@ -147,7 +147,7 @@ class Step:
         self.optimizer.zero_grad()
         losses, crops = self.config.losses, self.config.crops
         views = [colour.augment(pixels.to(self.device), plan, crops) for pixels, plan in self.batch.crops]
-        inputs = Inputs.of(views, self.batch.mask_NP.to(self.device))
+        inputs = Inputs.of(views, self.batch.mask_NP, device=self.device)
         with torch.autocast(self.device.type, torch.bfloat16):
             (targets,), _ = teacher_targets(self.teacher, [inputs], NOW.teacher_temp, losses, self.centrings)
             outcome = objective(inputs.ask(self.student, losses, None), inputs, targets, losses)

@@ -161,7 +161,7 @@ class Batches:
         later = self._order.readahead() // batch_size * batch_size
         for image in self._images:
             with suppress(CurationError):  # said again, and acted on, when the image itself is needed
-                self._reader.read(self._order.at(step * batch_size + image + later))
+                self._reader.source(self._order.at(step * batch_size + image + later))
 
     def _make(self, makers: Makers, step: int, slot: int, images: range) -> dict[int, int]:
         """Make the samples of some images of a step; return how many others could not be read in place of each."""

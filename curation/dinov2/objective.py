@@ -37,14 +37,25 @@ class Inputs:
     weight_M: Tensor
 
     @classmethod
-    def of(cls, views: list[Tensor], mask_NP: Tensor, *, every_patch: bool = False) -> "Inputs":
-        """Derive indices and weights from the mask; ``every_patch``: of all patches, whether masked or not."""
+    def of(
+        cls, views: list[Tensor], mask_NP: Tensor, *, every_patch: bool = False, device: torch.device | None = None
+    ) -> "Inputs":
+        """Derive indices and weights from the mask, where it is: on a CPU, as a GPU would have to be waited for.
+
+        Args:
+            views: Stacks.
+            mask_NP: Masked patches.
+            every_patch: Answer for all patches, whether masked or not.
+            device: Where the stacks are; None: where the mask is.
+        """
         if every_patch:
-            weight = torch.full((mask_NP.numel(),), 1 / mask_NP.shape[1], device=mask_NP.device)
-            return cls(views, mask_NP, torch.arange(mask_NP.numel(), device=mask_NP.device), weight)
-        per_crop = mask_NP.sum(dim=1).clamp(min=1).unsqueeze(1).expand_as(mask_NP)
-        masked = torch.nonzero(mask_NP.flatten()).flatten()
-        return cls(views, mask_NP, masked, per_crop.flatten()[masked].float().reciprocal())
+            masked_M = torch.arange(mask_NP.numel())
+            weight_M = torch.full((mask_NP.numel(),), 1 / mask_NP.shape[1])
+        else:
+            per_crop = mask_NP.sum(dim=1).clamp(min=1).unsqueeze(1).expand_as(mask_NP)
+            masked_M = torch.nonzero(mask_NP.flatten()).flatten()
+            weight_M = per_crop.flatten()[masked_M].float().reciprocal()
+        return cls(views, *(part.to(device, non_blocking=True) for part in (mask_NP, masked_M, weight_M)))
 
     def ask(self, network: nn.Module, config: LossesConfig, kept: KeptRows | None) -> Answers:
         """Return what the student says, which does not see the masked patches."""

@@ -22,14 +22,6 @@ class Reader(Protocol):
             TrainError: Its tar cannot be read.
         """
 
-    def read(self, place: Place) -> bytes:
-        """Return the encoded bytes of an image.
-
-        Raises:
-            ImageError: The image cannot be used.
-            TrainError: Its tar cannot be read.
-        """
-
     def describe(self, place: Place) -> str:
         """Return the image id and place of an image, for messages."""
 
@@ -43,10 +35,6 @@ class RangedReader:
     def source(self, place: Place) -> tuple[int, Stored]:
         """Return where an image lies: the number of its manifest, and the place in a tar."""
         return place.manifest, self._manifests[place.manifest].stored(place.row)
-
-    def read(self, place: Place) -> bytes:
-        """Return the encoded bytes of an image."""
-        return self._manifests[place.manifest].read(place.row)
 
     def describe(self, place: Place) -> str:
         """Return the image id and place of an image, for messages."""
@@ -72,11 +60,7 @@ class ChunkReader:
         self._lock = Lock()
 
     def source(self, place: Place) -> bytes:
-        """Return the encoded bytes of an image: chunks are read here, once for all who decode."""
-        return self.read(place)
-
-    def read(self, place: Place) -> bytes:
-        """Return the encoded bytes of an image; whoever comes first reads its chunk, others wait."""
+        """Return the encoded bytes of an image; whoever comes first reads its chunk for all who decode, others wait."""
         places = self._order.chunk(place)
         wanted = (place.manifest, places)
         with self._lock:

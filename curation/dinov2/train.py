@@ -366,7 +366,7 @@ class _Run:
             for crops, plan in batch.crops
         ]
         whole = self._config.distillation is not None
-        return Inputs.of(views, batch.mask_NP.to(self._device), every_patch=whole)
+        return Inputs.of(views, batch.mask_NP, every_patch=whole, device=self._device)
 
     def _stop_if_hopeless(self, report: StepReport) -> None:
         in_a_row = self.progress.skipped_in_a_row

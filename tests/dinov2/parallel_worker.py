@@ -20,7 +20,7 @@ from curation.errors import CurationError
 
 rank, size, store = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 samples = None
-read = ManifestImages.read
+stored = ManifestImages.stored
 
 
 def noted(self, index):
@@ -28,7 +28,7 @@ def noted(self, index):
     if samples is not None:
         with open(samples, "a") as file:
             file.write(f"{index}\n")
-    return read(self, index)
+    return stored(self, index)
 
 
 def run(job):
@@ -58,7 +58,7 @@ def run(job):
 
 
 torch.set_num_threads(1)
-ManifestImages.read = noted
+ManifestImages.stored = noted
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
 for line in sys.stdin:
     errors = {}

@@ -139,15 +139,15 @@ def samples_of(path):
 @contextmanager
 def noted_samples(path, monkeypatch):
     """Write down which images are read."""
-    read = ManifestImages.read
+    stored = ManifestImages.stored
 
     def noted(self, index):
         with path.open("a") as file:
             file.write(f"{index}\n")
-        return read(self, index)
+        return stored(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ManifestImages, "read", noted)
+        patch.setattr(ManifestImages, "stored", noted)
         yield
 
 

@@ -1,13 +1,15 @@
 """Training on one GPU: images a second, peak memory, share of the measured bfloat16 matrix peak; and the data path.
 
 For ViT-S/16, B/16 and L/16 with two global and eight local crops a batch of 8-bit crops is coloured and trained on as
-in a run, in bfloat16. FLOPs are counted by PyTorch on one step and not assumed. The data path is timed by itself with
-all cores: the batches of a manifest that is written first. Without a GPU one line on standard error says so.
+in a run, in bfloat16, with blocks as they are and compiled; where the device has too little memory, half a batch. FLOPs
+are counted by PyTorch on one step and not assumed. The data path is timed by itself with all cores: the batches of a
+manifest that is written first. Without a GPU one line on standard error says so.
 
     python benchmarks/bench_train_gpu.py --record     # writes benchmarks/results/<date>-<device>.json
 """
 
 import argparse
+import dataclasses
 import datetime
 import hashlib
 import io
@@ -30,27 +32,27 @@ from bench_train import photos
 from torch.utils.flop_counter import FlopCounterMode
 
 from curation import schema
-from curation.dinov2 import colour
-from curation.dinov2.centring import Centrings
+from curation.dinov2.colour import ColourPlan
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches
+from curation.dinov2.learner import Learner
 from curation.dinov2.manifests import ManifestImages
-from curation.dinov2.network import student_and_teacher, update_teacher
-from curation.dinov2.objective import Inputs, objective, teacher_targets
-from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import StepSettings
+from curation.errors import TrainError
 
 NOW = StepSettings(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, momentum=0.99, teacher_temp=0.05)
-BATCHES = {"small": 128, "base": 64, "large": 32}
+BATCHES = {"small": 256, "base": 128, "large": 64}
 PEAK_SHARE = {"large": 0.35}
 WARM_UP = 3
+PREFETCH = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", choices=list(BATCHES), default=list(BATCHES))
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--images", type=int, default=2048, help="photos of the data path")
+    parser.add_argument("--images", type=int, default=4096, help="photos of the data path")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled blocks: minutes each")
     parser.add_argument("--record", action="store_true", help="write the figures to benchmarks/results/")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -62,9 +64,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_manifest(Path(folder), photos(256), options.images)
         for arch in options.archs:
-            figures += train_figures(arch, manifest, options.steps, peak)
-    if options.record:
-        record(figures)
+            data_rate, batch = data_path(manifest, settings(arch, BATCHES[arch]))
+            flops = flops_an_image(arch, first_images(batch, 16))
+            for compiled in (False,) if options.no_compile else (False, True):
+                figures += train_figures(arch, batch, options.steps, flops / peak, compiled=compiled)
+            best = max(line["value"] for line in figures if line["metric"].startswith(f"{arch}_images_per_s"))
+            detail = {"images_per_s": round(data_rate, 1), "cores": os.cpu_count()}
+            target = 1.0 if arch == "large" else None
+            figures.append(figure(f"{arch}_data_path_over_step", data_rate / best, "x", target, detail))
+            if options.record:
+                record(figures)
 
 
 def figure(metric: str, value: float, unit: str, target: float | None, detail: dict[str, Any]) -> dict[str, Any]:
@@ -88,37 +97,71 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def train_figures(arch: str, manifest: Path, num_steps: int, peak: float) -> list[dict[str, Any]]:
-    config = settings(arch)
-    data_rate, batch = data_path(manifest, config)
-    step = Step(config, batch, torch.device("cuda"))
-    with FlopCounterMode(display=False) as counter:
-        step()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = [timed(step) for _ in range(WARM_UP + num_steps)][WARM_UP:]
-    rate = config.data.batch_size / statistics.median(seconds)
-    share = counter.get_total_flops() / statistics.median(seconds) / peak
-    detail = {
-        "batch": config.data.batch_size,
-        "gflop_an_image": round(counter.get_total_flops() / config.data.batch_size / 1e9, 1),
-        "peak_memory_gb": round(torch.cuda.max_memory_allocated() / 1e9, 2),
-        "data_path_images_per_s": round(data_rate, 1),
-        "data_path_cores": os.cpu_count(),
-    }
+def train_figures(
+    arch: str, batch: Batch, num_steps: int, share_an_image: float, *, compiled: bool
+) -> list[dict[str, Any]]:
+    """Measure steps on as much of a batch as the device has memory for; what cannot be compiled says why.
+
+    Args:
+        arch: The backbone.
+        batch: 8-bit crops.
+        num_steps: Steps to take the median of.
+        share_an_image: Of the matrix peak, at one image a second.
+        compiled: Whether blocks are compiled.
+    """
+    size = len(batch.images)
+    while True:
+        try:
+            seconds, memory = median_step(arch, first_images(batch, size), num_steps, compiled=compiled)
+            break
+        except torch.OutOfMemoryError:
+            size //= 2
+            if not size:
+                raise
+            torch.cuda.empty_cache()
+        except (RuntimeError, TrainError) as error:
+            if not compiled:
+                raise
+            print(f"bench_train_gpu: {arch} compiled: {error}", file=sys.stderr)
+            return []
+    rate, suffix = size / seconds, "_compiled" if compiled else ""
+    detail = {"batch": size, "peak_memory_gb": round(memory / 1e9, 2)}
     return [
-        figure(f"{arch}_images_per_s", rate, "images/s", None, detail),
-        figure(f"{arch}_share_of_bf16_peak", share, "share", PEAK_SHARE.get(arch), {}),
-        figure(f"{arch}_data_path_over_step", data_rate / rate, "x", 1.0 if arch == "large" else None, {}),
+        figure(f"{arch}_images_per_s{suffix}", rate, "images/s", None, detail),
+        figure(f"{arch}_share_of_bf16_peak{suffix}", rate * share_an_image, "share", PEAK_SHARE.get(arch), detail),
     ]
 
 
-def settings(arch: str) -> TrainConfig:
+def median_step(arch: str, batch: Batch, num_steps: int, *, compiled: bool) -> tuple[float, int]:
+    """Return the seconds of a step, and the most memory that one takes."""
+    step = step_on(settings(arch, len(batch.images), compiled=compiled), batch)
+    for _ in range(WARM_UP):
+        step()
+    torch.cuda.reset_peak_memory_stats()
+    return statistics.median(timed(step) for _ in range(num_steps)), torch.cuda.max_memory_allocated()
+
+
+def flops_an_image(arch: str, batch: Batch) -> float:
+    step = step_on(settings(arch, len(batch.images)), batch)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops()) / len(batch.images)
+
+
+def step_on(config: TrainConfig, batch: Batch) -> Callable[[], object]:
+    learner = Learner(config, torch.device("cuda"))
+    learner.share(heads_alone=False, tensors={}, num_updates=0)
+    return lambda: learner.step([batch], NOW)
+
+
+def settings(arch: str, batch_size: int, *, compiled: bool = False) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "precision": "bfloat16",
+            "compile": compiled,
             "model": {"arch": arch, "patch_px": 16},
             "crops": {"global_px": 224, "local_px": 96, "num_local": 8},
-            "data": {"batch_size": BATCHES[arch], "workers": os.cpu_count(), "prefetch_batches": 4},
+            "data": {"batch_size": batch_size, "workers": os.cpu_count(), "prefetch_batches": PREFETCH},
         }
     )
 
@@ -126,35 +169,33 @@ def settings(arch: str) -> TrainConfig:
 def data_path(manifest: Path, config: TrainConfig) -> tuple[float, Batch]:
     """Return the images a second that are decoded, cropped and put together, and a batch."""
     images = ManifestImages(str(manifest), config.data.max_image_bytes)
-    num_steps = max(2, len(images) // config.data.batch_size)
+    num_steps = max(2 * PREFETCH, len(images) // config.data.batch_size)
+    batches = Batches([images], config, device=torch.device("cuda")).between(0, num_steps)
+    (batch,) = next(batches)  # processes are there now
     start = time.perf_counter()
-    batches = [batch for (batch,) in Batches([images], config).between(0, num_steps)]
-    return num_steps * config.data.batch_size / (time.perf_counter() - start), batches[-1]
+    for (later,) in batches:
+        batch = later
+    made = num_steps - 1 - PREFETCH  # others may have been ready before
+    return made * config.data.batch_size / (time.perf_counter() - start), batch
 
 
-class Step:
-    """One training step from 8-bit crops in main memory."""
-
-    def __init__(self, config: TrainConfig, batch: Batch, device: torch.device) -> None:
-        self.config, self.batch, self.device = config, batch, device
-        student, teacher = student_and_teacher(config)
-        self.student, self.teacher = student.to(self.device), teacher.to(self.device)
-        self.optimizer = Optimizer(self.student, config.optim)
-        self.centrings = Centrings(config, self.device)
-
-    def __call__(self) -> None:
-        """Take one step."""
-        self.optimizer.zero_grad()
-        losses, crops = self.config.losses, self.config.crops
-        views = [colour.augment(pixels.to(self.device), plan, crops) for pixels, plan in self.batch.crops]
-        inputs = Inputs.of(views, self.batch.mask_NP, device=self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            (targets,), _ = teacher_targets(self.teacher, [inputs], NOW.teacher_temp, losses, self.centrings)
-            outcome = objective(inputs.ask(self.student, losses, None), inputs, targets, losses)
-        outcome.total.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.clip()
-        self.optimizer.step(NOW)
-        update_teacher(self.student, self.teacher, NOW.momentum)
+def first_images(batch: Batch, num_images: int) -> Batch:
+    """Return a batch of the first images of another one."""
+    total = len(batch.images)
+    crops = [
+        (
+            stack.view(-1, total, *stack.shape[1:])[:, :num_images].flatten(0, 1),
+            ColourPlan(
+                **{
+                    name: value.reshape(-1, total, *value.shape[1:])[:, :num_images].reshape(-1, *value.shape[1:])
+                    for name, value in vars(plan).items()
+                }
+            ),
+        )
+        for stack, plan in batch.crops
+    ]
+    mask_NP = batch.mask_NP.view(-1, total, batch.mask_NP.shape[1])[:, :num_images].flatten(0, 1)
+    return dataclasses.replace(batch, images=range(num_images), crops=crops, mask_NP=mask_NP)
 
 
 def write_manifest(folder: Path, files: list[bytes], num_images: int) -> Path:

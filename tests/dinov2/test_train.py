@@ -528,7 +528,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(manifest, settings, uninterr
 SLOWLY = """
 import sys, time
 from curation import cli
-from curation.dinov2.train import Inputs
+from curation.dinov2.objective import Inputs
 inputs_of = Inputs.of
 Inputs.of = lambda *arguments, **options: time.sleep(0.5) or inputs_of(*arguments, **options)
 sys.exit(cli.main())

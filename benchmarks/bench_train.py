@@ -8,15 +8,19 @@ Peak memory is that of a process of its own for each side.
     bfloat16    our step in bfloat16 against our own in float32
     data        decode, crops, and the operations that belong on a device, run on this same core
     data_cpu    the part that workers do: decode and crops
+    workers     batches of images of 32 pixels made by two processes, against none, by the clock
     memory      peak resident memory after two steps in float32
 """
 
 import argparse
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,16 +30,21 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import skimage.data
 import torch
 from PIL import Image
 from plain_dinov2 import PlainTrainer, augmented
 from torch import Tensor
 
+from curation import schema
 from curation.config.images import ImagesConfig
 from curation.dinov2 import colour, crops, masks
 from curation.dinov2.centring import Centrings
 from curation.dinov2.config import TrainConfig
+from curation.dinov2.data import Batches
+from curation.dinov2.manifests import ManifestImages
 from curation.dinov2.network import student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, objective, teacher_targets
 from curation.dinov2.optim import Optimizer
@@ -51,14 +60,20 @@ CONFIG = TrainConfig.model_validate(
     }
 )
 NOW = StepSettings(lr=1e-4, last_layer_lr=1e-4, weight_decay=0.04, momentum=0.99, teacher_temp=0.05)
-TARGETS = {"step": 1.05, "bfloat16": 1.4, "data": 2.0, "data_cpu": 3.5, "memory": 1.0}
+SMALL = CONFIG.model_copy(
+    update={
+        "crops": CONFIG.crops.model_copy(update={"global_px": 32, "local_px": 16}),
+        "model": CONFIG.model.model_copy(update={"patch_px": 4}),
+    }
+)
+TARGETS = {"step": 1.05, "bfloat16": 1.4, "data": 2.0, "data_cpu": 3.5, "workers": 1.5, "memory": 1.0}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=32, help="photos of the data path")
-    parser.add_argument("--only", choices=["step", "data", "memory"], help="some of the figures")
+    parser.add_argument("--only", choices=["step", "data", "workers", "memory"], help="some of the figures")
     parser.add_argument("--peak-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -71,6 +86,7 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "step": lambda: steps(options.rounds),
         "data": lambda: data_path(options.rounds, options.images),
+        "workers": lambda: data_workers(options.rounds),
         "memory": memory,
     }
     for name, part in parts.items():
@@ -95,6 +111,27 @@ def data_path(rounds: int, num_images: int) -> None:
     detail = {f"{name}_images_per_s": len(files) / taken for name, taken in seconds.items()}
     report("data", "ratio_vs_per_sample_augmentation", seconds["theirs"] / seconds["ours"], detail)
     report("data_cpu", "worker_part_ratio_vs_per_sample_augmentation", seconds["theirs"] / seconds["cpu"], detail)
+
+
+def data_workers(rounds: int, num_images: int = 4096, batch_size: int = 256) -> None:
+    """Make batches in this process and in two others, alternately."""
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = ManifestImages(str(write_manifest(Path(folder), photos(64, side_px=32), num_images)), 1 << 20)
+        seconds: dict[str, list[float]] = {"none": [], "two": []}
+        for _ in range(rounds):
+            for name, number in (("none", 0), ("two", 2)):
+                data = CONFIG.data.model_copy(update={"batch_size": batch_size, "workers": number})
+                steps = Batches([manifest], SMALL.model_copy(update={"data": data})).between(
+                    0, num_images // batch_size
+                )
+                next(steps)  # processes are there now
+                start = time.perf_counter()
+                for _ in steps:
+                    pass
+                seconds[name].append(time.perf_counter() - start)
+    taken = {name: median(values) for name, values in seconds.items()}
+    detail = {f"{name}_images_per_s": (num_images - batch_size) / value for name, value in taken.items()}
+    report("workers", "two_processes_over_none", taken["none"] / taken["two"], detail)
 
 
 def memory() -> None:
@@ -170,19 +207,35 @@ def theirs() -> PlainTrainer:
     return PlainTrainer(CONFIG, student_and_teacher(CONFIG)[0].state_dict(), *batch(), NOW)
 
 
-def photos(count: int) -> list[bytes]:
-    """Return JPEGs with a shorter side of 256 pixels cut from photos that scikit-image ships."""
+def photos(count: int, side_px: int = 256) -> list[bytes]:
+    """Return JPEGs with a shorter side of so many pixels cut from photos that scikit-image ships."""
     sources = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), skimage.data.rocket()]
     rng = np.random.default_rng(0)
     files = []
     for index in range(count):
         source = sources[index % len(sources)]
         top, left = (int(rng.integers(0, max(1, side - 256))) for side in source.shape[:2])
-        image = Image.fromarray(source[top : top + 256, left : left + 342]).resize((342, 256))
+        image = Image.fromarray(source[top : top + 256, left : left + 342]).resize((side_px * 342 // 256, side_px))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=90)
         files.append(buffer.getvalue())
     return files
+
+
+def write_manifest(folder: Path, files: list[bytes], num_images: int) -> Path:
+    """Write photos into a tar, and a manifest that names each several times."""
+    places = []
+    with tarfile.open(folder / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for data in files:
+            info = tarfile.TarInfo(f"{hashlib.sha256(data).hexdigest()[:32]}.jpg")
+            info.size = len(data)
+            places.append((info.name[:32], "0.tar", tar.offset + tarfile.BLOCKSIZE, len(data)))
+            tar.addfile(info, io.BytesIO(data))
+    rows = [places[index % len(places)] for index in range(num_images)]
+    columns = dict(zip(("image_id", "tar", "tar_offset", "stored_bytes"), zip(*rows, strict=True), strict=True))
+    arrays = [pa.array(columns.get(field.name, [None] * num_images), field.type) for field in schema.MANIFEST]
+    pq.write_table(pa.table(arrays, schema=schema.MANIFEST), folder / "manifest.parquet")
+    return folder / "manifest.parquet"
 
 
 def our_views(files: list[bytes]) -> list[crops.Views]:

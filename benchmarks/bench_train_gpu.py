@@ -11,27 +11,21 @@ manifest that is written first. Without a GPU one line on standard error says so
 import argparse
 import dataclasses
 import datetime
-import hashlib
-import io
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from bench_train import photos
+from bench_train import photos, write_manifest
 from torch.utils.flop_counter import FlopCounterMode
 
-from curation import schema
 from curation.dinov2.colour import ColourPlan
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch, Batches
@@ -196,22 +190,6 @@ def first_images(batch: Batch, num_images: int) -> Batch:
     ]
     mask_NP = batch.mask_NP.view(-1, total, batch.mask_NP.shape[1])[:, :num_images].flatten(0, 1)
     return dataclasses.replace(batch, images=range(num_images), crops=crops, mask_NP=mask_NP)
-
-
-def write_manifest(folder: Path, files: list[bytes], num_images: int) -> Path:
-    """Write photos into a tar, and a manifest that names each several times."""
-    places = []
-    with tarfile.open(folder / "0.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-        for data in files:
-            info = tarfile.TarInfo(f"{hashlib.sha256(data).hexdigest()[:32]}.jpg")
-            info.size = len(data)
-            places.append((info.name[:32], "0.tar", tar.offset + tarfile.BLOCKSIZE, len(data)))
-            tar.addfile(info, io.BytesIO(data))
-    rows = [places[index % len(places)] for index in range(num_images)]
-    columns = dict(zip(("image_id", "tar", "tar_offset", "stored_bytes"), zip(*rows, strict=True), strict=True))
-    arrays = [pa.array(columns.get(field.name, [None] * num_images), field.type) for field in schema.MANIFEST]
-    pq.write_table(pa.table(arrays, schema=schema.MANIFEST), folder / "manifest.parquet")
-    return folder / "manifest.parquet"
 
 
 def record(figures: list[dict[str, Any]]) -> None:

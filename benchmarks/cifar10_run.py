@@ -60,7 +60,8 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     limit = options.train_images or (50_000 if on_gpu else 10_000)
     manifest = manifest_of(folder, limit)
-    knn = {"data": {"path": str(data.DATA / "cifar10.parquet")}, "k": 20, "every_steps": 120, "crop_share": 1.0}
+    labelled = {"path": str(data.DATA / "cifar10.parquet")}
+    knn = {"data": labelled, "k": 20, "every_steps": 500 if on_gpu else 120, "crop_share": 1.0}
     changes = [*(() if on_gpu else ON_CPU), f"monitors.knn={json.dumps(knn)}", *options.set]
     config = load(TrainConfig, SETTINGS, changes)
     stop = threading.Event()

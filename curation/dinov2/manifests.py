@@ -179,6 +179,11 @@ class ManifestImages:
         """
         return self._files.read(self.stored(index))
 
+    @property
+    def is_of_this_process(self) -> bool:
+        """Whether other processes cannot read the tars: they lie in its memory."""
+        return "memory" in np.atleast_1d(self._fs.protocol)
+
     def stored(self, index: int) -> Stored:
         """Return where one image lies, for another process to read it.
 

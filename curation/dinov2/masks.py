@@ -6,6 +6,7 @@ there too: a mask ends after ten failed attempts, often with fewer patches, and 
 """
 
 import math
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,8 @@ ATTEMPTS = 10
 Mask = npt.NDArray[np.bool_]
 
 
-def mask_counts(num_crops: int, num_patches: int, share: float, ratio: tuple[float, float]) -> list[int]:
+@lru_cache(maxsize=8)
+def mask_counts(num_crops: int, num_patches: int, share: float, ratio: tuple[float, float]) -> tuple[int, ...]:
     """Return how many patches are masked in each masked crop: ratios spread evenly over the range.
 
     At least one crop is masked, and each mask hides at least one patch.
@@ -29,7 +31,7 @@ def mask_counts(num_crops: int, num_patches: int, share: float, ratio: tuple[flo
     num_masked = max(1, int(num_crops * share))
     low, high = ratio
     ratios = [low + (high - low) * (i + 0.5) / num_masked for i in range(num_masked)]
-    return [min(num_patches - 1, max(1, round(num_patches * r))) if num_patches > 1 else 1 for r in ratios]
+    return tuple(min(num_patches - 1, max(1, round(num_patches * r))) if num_patches > 1 else 1 for r in ratios)
 
 
 def batch_masks(
@@ -63,13 +65,12 @@ def batch_masks(
         np.concatenate([scores(seed, Purpose.MASK_SHARE, crop, positions) for crop in (0, 1)]), kind="stable"
     )
     counts = mask_counts(2 * batch_size, rows * columns, config.masked_share, config.mask_ratio)
-    for place, (view, count) in enumerate(zip(ranking[: len(counts)], counts, strict=True)):
-        crop, image = divmod(int(view), batch_size)
-        if image not in wanted:
-            continue
+    crop_of, image_of = np.divmod(ranking[: len(counts)], batch_size)
+    for place in np.flatnonzero((image_of >= wanted.start) & (image_of < wanted.stop)).tolist():
+        crop, image = int(crop_of[place]), int(image_of[place])
         rng = generator(seed, Purpose.MASK_BLOCKS, int(positions[image]), crop)
         if config.mask_count == "exact":
-            mask = block_mask(rng, grid, count)
+            mask = block_mask(rng, grid, counts[place])
         else:
             low, high = config.mask_ratio
             share = low + (high - low) * (place + rng.random()) / len(counts)

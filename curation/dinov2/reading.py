@@ -32,9 +32,12 @@ class RangedReader:
     def __init__(self, manifests: Sequence[ManifestImages]) -> None:
         self._manifests = manifests
 
-    def source(self, place: Place) -> tuple[int, Stored]:
+    def source(self, place: Place) -> bytes | tuple[int, Stored]:
         """Return where an image lies: the number of its manifest, and the place in a tar."""
-        return place.manifest, self._manifests[place.manifest].stored(place.row)
+        manifest = self._manifests[place.manifest]
+        if manifest.is_of_this_process:
+            return manifest.read(place.row)
+        return place.manifest, manifest.stored(place.row)
 
     def describe(self, place: Place) -> str:
         """Return the image id and place of an image, for messages."""

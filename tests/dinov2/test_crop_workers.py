@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from curation.dinov2.crop_workers import CropWorkers
@@ -64,6 +65,18 @@ def test_any_number_of_processes_makes_the_same_batches_unreadable_images_includ
     for workers, prefetched in ((1, 1), (3, 4)):
         config = settings(data={**data, "workers": workers, "prefetch_batches": prefetched})
         assert_same_batches(own, batches_of(manifest, config))
+
+
+def test_tars_in_this_process_s_memory_are_read_here(manifest, settings, jpegs, make_manifest, tmp_path):
+    make_manifest(tmp_path / "data", jpegs)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path / "data"), "/crops/run", recursive=True)
+    try:
+        there = batches_of("memory://crops/run/manifest/manifest.parquet", settings(data__workers=1))
+    finally:
+        memory.rm("/crops", recursive=True)
+
+    assert_same_batches(batches_of(manifest, settings()), there)
 
 
 def test_a_batch_keeps_its_samples_while_later_ones_are_made(manifest, settings):

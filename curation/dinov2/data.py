@@ -17,7 +17,9 @@ from curation.dinov2.config import DataConfig, TrainConfig
 from curation.dinov2.crop_workers import CropWorkers, Makers, OwnMaker, start_ahead
 from curation.dinov2.cropping import Source, StepArrays, Task
 from curation.dinov2.crops import NUM_GLOBAL
+from curation.dinov2.drop_path import kept_rows
 from curation.dinov2.manifests import ManifestImages
+from curation.dinov2.model import KeptRows
 from curation.dinov2.order import Order
 from curation.dinov2.reading import ChunkReader, RangedReader, Reader
 from curation.dinov2.world import ALONE, World
@@ -40,6 +42,7 @@ class Batch:
         crops: uint8 stacks, crop-major, each with what happens to its colours: the two global crops, then the local
             ones (no stack where there are none).
         mask_NP: Masked patches of the 2B global crops, bool; crop-major like all stacks.
+        kept: Rows that run each residual branch; None: all.
         num_replaced: Images that could not be read and were replaced.
     """
 
@@ -47,6 +50,7 @@ class Batch:
     images: range
     crops: list[tuple[Tensor, ColourPlan]]
     mask_NP: Tensor
+    kept: KeptRows | None
     num_replaced: int
 
 
@@ -203,7 +207,8 @@ class Batches:
         if self._config.crops.num_local:
             plan = self._plan(draws_VND, NUM_GLOBAL, len(draws_VND))
             stacks.append((arrays.local_VN3HW[:, places].flatten(0, 1), plan))
-        return Batch(step, part, stacks, arrays.mask_VNP[:, places].flatten(0, 1), num_replaced)
+        mask_NP = arrays.mask_VNP[:, places].flatten(0, 1)
+        return Batch(step, part, stacks, mask_NP, kept_rows(self._config, step, part), num_replaced)
 
     def _plan(self, draws_VND: colour.Draws, first: int, end: int) -> ColourPlan:
         config = self._config.crops

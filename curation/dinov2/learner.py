@@ -16,8 +16,9 @@ from curation.dinov2 import colour, phases, sharing
 from curation.dinov2.centring import Centrings
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.data import Batch
+from curation.dinov2.drop_path import moved
 from curation.dinov2.model import KeptRows
-from curation.dinov2.network import Answers, Network, kept_rows, student_and_teacher, update_teacher
+from curation.dinov2.network import Answers, Network, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, Pull, Targets, koleo_pulls, objective, teacher_targets
 from curation.dinov2.optim import Optimizer
 from curation.dinov2.schedules import StepSettings
@@ -114,7 +115,7 @@ class Learner:
         if self.student.heads_alone and now.backbone_lr_mult:
             self._let_backbone_learn()
         inputs = [self._inputs(part) for part in parts]
-        kept = [kept_rows(config, part.step, part.images, self._device) for part in parts]
+        kept = [moved(part.kept, self._device) for part in parts]
         with self._precision():
             watchers = self._world if is_watched else None
             targets, figures = teacher_targets(

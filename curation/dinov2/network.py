@@ -4,19 +4,14 @@ import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.heads import ProjectionHead
-from curation.dinov2.model import Kept, KeptRows, VisionTransformer
-from curation.dinov2.randomness import Purpose, scores
+from curation.dinov2.model import KeptRows, VisionTransformer
 from curation.dinov2.scores import Projected
 from curation.dinov2.tensors import own
-
-BRANCHES = 2  # attention and feed-forward
 
 
 class Answers(NamedTuple):
@@ -92,39 +87,3 @@ def update_teacher(student: nn.Module, teacher: nn.Module, momentum: float) -> N
     """Move the teacher: m · teacher + (1 − m) · student."""
     ours, theirs = ([own(parameter) for parameter in network.parameters()] for network in (teacher, student))
     torch._foreach_lerp_(ours, theirs, 1 - momentum)
-
-
-def kept_rows(config: TrainConfig, step: int, images: range, device: torch.device) -> KeptRows | None:
-    """Return the rows of a part of the batch that run each residual branch; None without drop path.
-
-    Of the n rows of the whole step max(1, ⌊n (1 − p)⌋) run: those whose numbers, drawn from the sample's global
-    position, are smallest. How the batch is cut into parts changes nothing, so a part may have none of them.
-
-    Args:
-        config: Settings of the run.
-        step: Zero-based.
-        images: Places of the part in the batch of the whole step.
-        device: Where the rows are needed.
-    """
-    share = config.model.drop_path
-    if not share:
-        return None
-    size = config.data.batch_size
-    positions = step * size + np.arange(size, dtype=np.int64)
-    stacks = [range(NUM_GLOBAL), range(NUM_GLOBAL, NUM_GLOBAL + config.crops.num_local)]
-
-    def chosen(block: int, branch: int, crops: range) -> Kept:
-        parts = [(block * BRANCHES + branch) * 64 + crop for crop in crops]
-        ranking = np.argsort(
-            np.concatenate([scores(config.seed, Purpose.DROP_PATH, part, positions) for part in parts]), kind="stable"
-        )
-        rows = ranking[: max(1, int(len(ranking) * (1 - share)))]
-        crop, image = np.divmod(np.sort(rows), size)
-        mine = (image >= images.start) & (image < images.stop)
-        local = crop[mine] * len(images) + image[mine] - images.start
-        return Kept(torch.from_numpy(local).to(device), len(ranking) / len(rows))
-
-    return [
-        [(chosen(block, 0, crops), chosen(block, 1, crops)) for crops in stacks if crops]
-        for block in range(config.model.shape.depth)
-    ]

@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 
 from curation.dinov2 import export
 from curation.dinov2.config import ModelConfig
+from curation.dinov2.drop_path import kept_rows, moved
 from curation.dinov2.model import Kept, VisionTransformer
-from curation.dinov2.network import kept_rows, student_and_teacher, update_teacher
+from curation.dinov2.network import student_and_teacher, update_teacher
 from curation.errors import DimensionError
 from curation.models import torchvision_shim
 
@@ -91,7 +92,7 @@ def test_rows_that_do_not_run_a_block_pass_through():
 
 def test_drop_path_keeps_an_exact_number_of_rows_and_depends_on_the_step(settings):
     config = settings(model__drop_path=0.3)
-    one, same, other = (kept_rows(config, step, range(4), torch.device("cpu")) for step in (5, 5, 6))
+    one, same, other = (kept_rows(config, step, range(4)) for step in (5, 5, 6))
 
     for block in one:
         kept = [branch for stack in block for branch in stack]
@@ -104,13 +105,13 @@ def test_drop_path_keeps_an_exact_number_of_rows_and_depends_on_the_step(setting
         for x, y in zip(m, n, strict=True)
         for a, b in zip(x, y, strict=True)
     )
-    assert kept_rows(settings(model__drop_path=0.0), 5, range(4), torch.device("cpu")) is None
+    assert kept_rows(settings(model__drop_path=0.0), 5, range(4)) is None
 
 
 def test_parts_of_a_batch_keep_the_rows_that_the_whole_batch_keeps(settings):
     config = settings(model__drop_path=0.3, data__batch_size=6)
-    whole = kept_rows(config, 7, range(6), torch.device("cpu"))
-    parts = {images: kept_rows(config, 7, images, torch.device("cpu")) for images in (range(4), range(4, 6))}
+    whole = kept_rows(config, 7, range(6))
+    parts = {images: kept_rows(config, 7, images) for images in (range(4), range(4, 6))}
 
     for block in range(config.model.shape.depth):
         for stack in (0, 1):
@@ -121,6 +122,17 @@ def test_parts_of_a_batch_keep_the_rows_that_the_whole_batch_keeps(settings):
                     together |= set((crops * 6 + places + images.start).tolist())
                     assert rows[block][stack][branch].scale == whole[block][stack][branch].scale
                 assert together == set(whole[block][stack][branch].rows.tolist())
+
+
+def test_kept_rows_are_moved_as_they_are(settings):
+    kept = kept_rows(settings(model__drop_path=0.3), 5, range(4))
+    there = moved(kept, torch.device("cpu"))
+
+    before, after = ([one for block in rows for stack in block for one in stack] for rows in (kept, there))
+    pairs = list(zip(before, after, strict=True))
+    assert len(pairs) == 2 * 2 * 2
+    assert all(a.rows.equal(b.rows) and a.scale == b.scale for a, b in pairs)
+    assert moved(None, torch.device("cpu")) is None
 
 
 def test_initial_weights_depend_on_the_seed_alone(settings):

@@ -99,7 +99,7 @@ class EvaluateConfig(Settings):
     raw_side_px: int = Field(
         RAW_SIDE_PX, ge=1, le=256, description="Side of the images whose pixels are the raw features."
     )
-    batch_size: int = Field(64, ge=1, description="Images per forward pass.")
+    batch_size: int = Field(64, ge=1, description="Images per forward pass; fewer of more than 518 pixels.")
     workers: int = Field(2, ge=1, le=256, description="Threads that decode; no effect on results.")
     images: ImagesConfig = Field(default_factory=ImagesConfig)
     knn: KnnConfig = Field(default_factory=KnnConfig)

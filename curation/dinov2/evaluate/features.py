@@ -27,6 +27,8 @@ from curation.images import decode
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
+_PIXELS_AT_ONCE = 64 * 518**2
+
 
 @dataclass(frozen=True)
 class Features:
@@ -102,7 +104,7 @@ def extract(
         part: The images.
         view: What the backbone sees of one.
         num_blocks: Class tokens of so many last blocks, or as many as there are.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; fewer where they are so large that memory might not suffice.
         workers: Threads that decode.
         scratch: File for the features; None: they are held in memory.
         on_images: Told how many images more are done.
@@ -115,7 +117,8 @@ def extract(
     slots: Floats | None = None
     labels: list[int] = []
     unreadable = 0
-    for pixels, wanted, failed in _batches(part, view, batch_size, workers):
+    at_once = max(1, min(batch_size, _PIXELS_AT_ONCE // view.side_px**2))
+    for pixels, wanted, failed in _batches(part, view, at_once, workers):
         unreadable += failed
         if pixels:
             stacked_NSD, has_patches = _slots(backbone, np.stack(pixels), num_blocks)

@@ -10,7 +10,7 @@ from curation.config.images import ImagesConfig
 from curation.dinov2 import export
 from curation.dinov2.config import ModelConfig, TrainConfig
 from curation.dinov2.evaluate import pictures
-from curation.dinov2.evaluate.backbones import PixelBackbone, VitBackbone, load_backbone
+from curation.dinov2.evaluate.backbones import PixelBackbone, Tokens, VitBackbone, load_backbone
 from curation.dinov2.evaluate.config import LabelledConfig
 from curation.dinov2.evaluate.features import View, extract
 from curation.dinov2.evaluate.labelled import open_labelled
@@ -170,6 +170,24 @@ def test_features_do_not_depend_on_batches_or_threads(backbone, labelled_parquet
     assert held.slots_NSD.shape == (30, 3, 128)
     np.testing.assert_allclose(written.slots_NSD, held.slots_NSD, atol=2e-5)
     assert written.label_N.tolist() == part.label_N.tolist()
+
+
+def test_few_large_images_are_encoded_at_a_time(labelled_parquet):
+    part = open_labelled(LabelledConfig(path=str(labelled_parquet)), 0).test
+    pixels = PixelBackbone(2048, CPU)
+    seen = []
+
+    class Watched:
+        name, side_px, patch_px = pixels.name, pixels.side_px, 1
+
+        def __call__(self, pixels_NHW3, num_blocks):
+            seen.append(len(pixels_NHW3))
+            return [Tokens(pixels_NHW3[:, 0, :8, 0].float(), None)]
+
+    extract(Watched(), part, View(2048, 1.0, ImagesConfig()), num_blocks=1, batch_size=64, workers=1)
+
+    assert max(seen) == 64 * 518**2 // 2048**2
+    assert sum(seen) == 30
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_counted(backbone, rows, tmp_path, write_parquet):

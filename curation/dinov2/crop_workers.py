@@ -42,9 +42,6 @@ class Makers(Protocol):
     def taken(self, slot: int) -> StepArrays:
         """Return what was made there. What is made there later goes elsewhere."""
 
-    def close(self) -> None:
-        """End."""
-
 
 class OwnMaker:
     """Makes samples in this process; each step has memory of its own.
@@ -68,9 +65,6 @@ class OwnMaker:
         """Return the latest step's samples."""
         made, self._arrays = self._arrays, self._fresh()
         return made
-
-    def close(self) -> None:
-        """Do nothing: nothing was started."""
 
     def _fresh(self) -> StepArrays:
         memory = torch.empty(StepArrays.num_bytes(self._config, self._num_images), dtype=torch.uint8)

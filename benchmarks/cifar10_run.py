@@ -2,7 +2,8 @@
 
 The training images go through `curate run --stage fetch`, which checks them and packs them into tars; a manifest of
 these is what `configs/dinov2/cifar10.yaml` trains on. The test images are seen by the evaluation only. On a GPU the
-settings are those of the file; on a CPU a smaller model takes a few minutes. Started again in the same folder, it goes
+settings are those of the file; on a CPU a smaller model takes a few minutes, and does not pass raw pixels, or with
+--long up to an hour, and does. Started again in the same folder, it goes
 on where it was stopped. JSON lines: one a figure.
 """
 
@@ -46,6 +47,12 @@ ON_CPU = (
     "data={batch_size: 64, workers: 1}",
     "checkpoint.every_steps=40",
 )
+LONG_ON_CPU = (
+    "schedule.steps=3600",
+    "schedule.warmup_steps=300",
+    "schedule.momentum=[0.99, 1.0]",
+    "checkpoint.every_steps=200",
+)
 GPU_LIMIT_S = 600.0
 
 
@@ -53,16 +60,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="runs/cifar10", help="where everything goes (default: %(default)s)")
     parser.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
+    parser.add_argument("--long", action="store_true", help="on a CPU: fifteen times as many steps, an hour or less")
     parser.add_argument("--train-images", type=int, help="images to train on; default: 50,000, on a CPU 10,000")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a training setting")
     options = parser.parse_args()
     folder, device = Path(options.folder), device_of(options.device)
     on_gpu = device.type == "cuda"
-    limit = options.train_images or (50_000 if on_gpu else 10_000)
+    limit = options.train_images or (50_000 if on_gpu or options.long else 10_000)
     manifest = manifest_of(folder, limit)
     labelled = {"path": str(data.DATA / "cifar10.parquet")}
-    knn = {"data": labelled, "k": 20, "every_steps": 500 if on_gpu else 120, "crop_share": 1.0}
-    changes = [*(() if on_gpu else ON_CPU), f"monitors.knn={json.dumps(knn)}", *options.set]
+    knn = {"data": labelled, "k": 20, "every_steps": 500 if on_gpu else 400 if options.long else 120, "crop_share": 1.0}
+    on_cpu = () if on_gpu else (*ON_CPU, *(LONG_ON_CPU if options.long else ()))
+    changes = [*on_cpu, f"monitors.knn={json.dumps(knn)}", *options.set]
     config = load(TrainConfig, SETTINGS, changes)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
@@ -35,6 +35,7 @@ def start_fork_server(blocked: Collection[signal.Signals]) -> None:
     """
     before = os.environ.get(_SAFE_PATH)
     os.environ[_SAFE_PATH] = "1"  # what lies in the current folder is not imported in place of what is installed
+    resource_tracker.ensure_running()  # the server would start it, which unblocks signals
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)  # inherited
     try:
         with _short_temporary_folder():

@@ -313,7 +313,9 @@ class clear_errors:  # noqa: N801 - reads as a statement
                     f"{self._path}: no space left for {self._what}; free some and run the command again "
                     "(`curate train` with --resume)"
                 ) from error
-            raise TrainError(f"{self._path}: cannot be written: {error}") from error
+            raise TrainError(
+                f"{self._path}: cannot be written: {error}; earlier checkpoints stay, and --resume goes on from them"
+            ) from error
 
 
 def _is_empty(path: Path) -> bool:

@@ -17,11 +17,13 @@ from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+import fsspec
 import torch
 from torch import Tensor
 
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.cropping import Cropper, StepArrays, Task
+from curation.dinov2.manifests import TarFiles
 from curation.errors import CurationError, ImageError, TrainError
 from curation.processes import log_to_stderr, start_fork_server, without_main
 
@@ -48,13 +50,13 @@ class OwnMaker:
 
     Args:
         config: Settings of the run.
-        manifests: Paths or URLs.
+        files: The tars of each manifest.
         num_images: Of a step.
     """
 
-    def __init__(self, config: TrainConfig, manifests: Sequence[str], num_images: int) -> None:
+    def __init__(self, config: TrainConfig, files: Sequence[TarFiles], num_images: int) -> None:
         self._config, self._num_images = config, num_images
-        self._cropper = Cropper(config, manifests)
+        self._cropper = Cropper(config, files)
         self._arrays = self._fresh()
 
     def make(self, task: Task) -> dict[int, ImageError]:
@@ -84,7 +86,7 @@ class CropWorkers:
     Args:
         num_workers: Processes.
         config: Settings of the run.
-        manifests: Paths or URLs.
+        files: The tars of each manifest; those that only this process can read are not asked for.
         num_images: Of a step.
         num_slots: Steps that are in memory at a time.
         device: What samples are for; None: a CPU.
@@ -97,7 +99,7 @@ class CropWorkers:
         self,
         num_workers: int,
         config: TrainConfig,
-        manifests: Sequence[str],
+        files: Sequence[TarFiles],
         num_images: int,
         num_slots: int,
         device: torch.device | None = None,
@@ -105,21 +107,22 @@ class CropWorkers:
         self._config, self._num_images, self._device = config, num_images, device
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._workers: list[_Worker] = []
+        readable = [None if tars.are_of_this_process() else tars for tars in files]
         try:
             start_ahead()
             shared = _shared_memory(num_slots * StepArrays.num_bytes(config, num_images))
             try:
                 self._slots = _slots(shared, num_slots)
                 for _ in range(num_workers):
-                    worker = _started(config, list(manifests), num_images, num_slots, shared)
+                    worker = _started(config, readable, num_images, num_slots, shared)
                     self._workers.append(worker)
                     self._idle.put(worker)
             finally:
                 os.close(shared)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, AssertionError) as error:  # the last one of a process that must have no children
             self.close()
             raise TrainError(
-                f"processes that decode cannot be started: {error}; data.workers: 0 does without"
+                f"{num_workers} processes that decode cannot be started ({error}); lower data.workers, or do without: 0"
             ) from error
 
     def make(self, task: Task) -> dict[int, ImageError]:
@@ -187,13 +190,15 @@ def _shared_memory(num_bytes: int) -> int:
     return descriptor
 
 
-def _started(config: TrainConfig, manifests: list[str], num_images: int, num_slots: int, shared: int) -> _Worker:
+def _started(
+    config: TrainConfig, files: list[TarFiles | None], num_images: int, num_slots: int, shared: int
+) -> _Worker:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     log_to = Connection(os.dup(2), readable=False)  # that of the server may be another one
     process = context.Process(
         target=_serve,
-        args=(theirs, log_to, logging.getLogger().level, config, manifests, num_images, num_slots),
+        args=(theirs, log_to, logging.getLogger().level, _surroundings(), config, files, num_images, num_slots),
         name="curation-crops",
         daemon=True,
     )
@@ -207,12 +212,18 @@ def _started(config: TrainConfig, manifests: list[str], num_images: int, num_slo
     return _Worker(process, ours)
 
 
+def _surroundings() -> tuple[dict[str, str], dict[str, Any]]:
+    """Return what file systems are opened with, such as credentials: the server may have been started before it was."""
+    return dict(os.environ), fsspec.config.conf
+
+
 def _serve(
     pipe: Connection,
     log_to: Connection,
     log_level: int,
+    surroundings: tuple[dict[str, str], dict[str, Any]],
     config: TrainConfig,
-    manifests: list[str],
+    files: list[TarFiles | None],
     num_images: int,
     num_slots: int,
 ) -> None:
@@ -222,12 +233,14 @@ def _serve(
     os.dup2(log_to.fileno(), 2)
     log_to.close()
     log_to_stderr(log_level)
+    os.environ.update(surroundings[0])
+    fsspec.config.conf.update(surroundings[1])
     torch.set_num_threads(1)
     with suppress(EOFError, ConnectionError):
         shared = reduction.recv_handle(pipe)
         slots = [StepArrays.over(memory, config, num_images) for memory in _slots(shared, num_slots)]
         os.close(shared)
-        cropper = Cropper(config, manifests)
+        cropper = Cropper(config, files)
         while True:
             task = pipe.recv()
             try:

@@ -13,7 +13,7 @@ from curation.dinov2 import colour, crops, masks
 from curation.dinov2.config import TrainConfig
 from curation.dinov2.crops import NUM_GLOBAL, Views
 from curation.dinov2.manifests import Stored, TarFiles
-from curation.errors import ImageError
+from curation.errors import ImageError, TrainError
 
 _ALIGNED_BYTES = 64
 
@@ -99,12 +99,12 @@ class Cropper:
 
     Args:
         config: Settings of the run.
-        manifests: Paths or URLs; only their tars are read.
+        files: The tars of each manifest; None where only bytes are given.
     """
 
-    def __init__(self, config: TrainConfig, manifests: Sequence[str]) -> None:
+    def __init__(self, config: TrainConfig, files: Sequence[TarFiles | None]) -> None:
         self._config = config
-        self._files = [TarFiles(manifest) for manifest in manifests]
+        self._files = files
 
     def make(self, task: Task, out: StepArrays) -> dict[int, ImageError]:
         """Make samples; return what is wrong with those that cannot be made, by their places in the batch.
@@ -141,9 +141,12 @@ class Cropper:
         def side_px(width: int, height: int) -> int | None:
             return crops.reduced_side((width, height), draws, config.crops)
 
-        data = source.data
-        if not isinstance(data, bytes):
-            manifest, stored = data
-            data = self._files[manifest].read(stored)
+        data = source.data if isinstance(source.data, bytes) else self._read(*source.data)
         rgb_HW3 = images.decode(data, config.images, side_px if config.data.reduced_decode else None)
         crops.multi_crop(rgb_HW3, draws, config.crops, views)
+
+    def _read(self, manifest: int, stored: Stored) -> bytes:
+        files = self._files[manifest]
+        if files is None:
+            raise TrainError(f"{stored.tar}: its manifest's tars are not read here")
+        return files.read(stored)

@@ -119,15 +119,15 @@ class Batches:
 
     def between(self, first_step: int, end_step: int) -> Generator[list[Batch], None, None]:
         """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; workers only make them ahead."""
-        manifests = [manifest.manifest for manifest in self._manifests]
+        files = [manifest.files for manifest in self._manifests]
         if not self._num_workers:
-            own = OwnMaker(self._config, manifests, len(self._images))
+            own = OwnMaker(self._config, files, len(self._images))
             for step in range(first_step, end_step):
                 replaced = [self._make(own, step, 0, self._images)]
                 yield self._batches(own, step, 0, replaced)
             return
         num_slots = self._config.data.prefetch_batches + 1
-        makers = CropWorkers(self._num_workers, self._config, manifests, len(self._images), num_slots, self._device)
+        makers = CropWorkers(self._num_workers, self._config, files, len(self._images), num_slots, self._device)
         with closing(makers):
             yield from self._ahead(makers, range(first_step, end_step), num_slots)
 

@@ -4,7 +4,9 @@ import hashlib
 import posixpath
 import re
 from collections.abc import Iterator
+from multiprocessing.reduction import ForkingPickler
 from pathlib import PurePosixPath
+from pickle import PicklingError
 from typing import NamedTuple
 
 import fsspec
@@ -32,7 +34,7 @@ class Stored(NamedTuple):
 
 
 class TarFiles:
-    """The tars beside a manifest.
+    """The tars beside a manifest; can be sent to another process, with what its file system was opened with.
 
     Args:
         manifest: Path or fsspec URL; it is not read here.
@@ -41,6 +43,16 @@ class TarFiles:
     def __init__(self, manifest: str) -> None:
         self._manifest = manifest
         self.fs, self.manifest_path = fsspec.core.url_to_fs(manifest)
+
+    def are_of_this_process(self) -> bool:
+        """Return whether other processes cannot read them: they lie in memory, or a script has a way of its own."""
+        if "memory" in np.atleast_1d(self.fs.protocol) or type(self.fs).__module__ == "__main__":
+            return True
+        try:
+            ForkingPickler.dumps(self)
+        except (AttributeError, TypeError, ValueError, PicklingError):  # it holds what cannot be sent
+            return True
+        return False
 
     def read(self, image: Stored) -> bytes:
         """Return the encoded bytes of one image.
@@ -69,9 +81,9 @@ class TarFiles:
         return data
 
 
-def missing(manifest: str, tar: str, before: str = "") -> str:
+def missing(manifest: str, tar: str) -> str:
     """Say that a tar is not there."""
-    return f"{manifest}: {before}{tar} is not there; put it back beside the manifest or run `curate run` again"
+    return f"{manifest}: {tar} is not there; put it back beside the manifest or run `curate run` again"
 
 
 class ManifestImages:
@@ -84,6 +96,9 @@ class ManifestImages:
         manifest: Path or fsspec URL of the Parquet file; tars are found relative to its folder.
         max_image_bytes: Stored images above this are refused.
 
+    Attributes:
+        files: The tars.
+
     Raises:
         TrainError: If the manifest cannot be read, is empty, or names a tar that is not there.
     """
@@ -92,8 +107,8 @@ class ManifestImages:
         self.manifest = manifest
         self._max_image_bytes = max_image_bytes
         try:
-            self._files = TarFiles(manifest)
-            self._fs, self._path = self._files.fs, self._files.manifest_path
+            self.files = TarFiles(manifest)
+            self._fs, self._path = self.files.fs, self.files.manifest_path
             self._load()
         except FileNotFoundError as error:
             raise TrainError(f"{manifest}: there is no such manifest; `curate run` writes one") from error
@@ -167,8 +182,7 @@ class ManifestImages:
             return
         lost = [tar for tar in self._tars if not self._fs.exists(tar)]
         if lost:
-            before = f"{len(lost)} of {len(self._tars)} tars are missing, such as "
-            raise TrainError(missing(self.manifest, lost[0], before))
+            raise TrainError(missing(self.manifest, f"{len(lost)} of {len(self._tars)} tars, such as {lost[0]},"))
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of one image.
@@ -177,12 +191,7 @@ class ManifestImages:
             ImageError: If its tar ends before the image does, or its range makes no sense.
             TrainError: If its tar cannot be read.
         """
-        return self._files.read(self.stored(index))
-
-    @property
-    def is_of_this_process(self) -> bool:
-        """Whether other processes cannot read the tars: they lie in its memory."""
-        return "memory" in np.atleast_1d(self._fs.protocol)
+        return self.files.read(self.stored(index))
 
     def stored(self, index: int) -> Stored:
         """Return where one image lies, for another process to read it.
@@ -213,7 +222,7 @@ class ManifestImages:
                 found[place] = error
         for run in _runs(stored):
             start = run[0].start
-            data = memoryview(self._files.between(self._tars[run[0].tar], start, max(image.end for image in run)))
+            data = memoryview(self.files.between(self._tars[run[0].tar], start, max(image.end for image in run)))
             for image in run:
                 part = bytes(data[image.start - start : image.end - start])
                 found[image.place] = part if len(part) == image.end - image.start else _truncated(part, image.start)

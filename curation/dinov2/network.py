@@ -12,6 +12,7 @@ from curation.dinov2.heads import ProjectionHead
 from curation.dinov2.model import KeptRows, VisionTransformer
 from curation.dinov2.scores import Projected
 from curation.dinov2.tensors import own
+from curation.models.seeds import seeded
 
 
 class Answers(NamedTuple):
@@ -73,8 +74,7 @@ class Network(nn.Module):
 
 def student_and_teacher(config: TrainConfig) -> tuple[Network, Network]:
     """Return two equal networks on the CPU, the teacher's without gradients; no global random state changes."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         student = Network(config)
     if not config.losses.masked_share:
         student.backbone.mask_token.requires_grad_(False)

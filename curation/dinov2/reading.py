@@ -31,11 +31,12 @@ class RangedReader:
 
     def __init__(self, manifests: Sequence[ManifestImages]) -> None:
         self._manifests = manifests
+        self._read_here = [manifest.files.are_of_this_process() for manifest in manifests]
 
     def source(self, place: Place) -> bytes | tuple[int, Stored]:
         """Return where an image lies: the number of its manifest, and the place in a tar."""
         manifest = self._manifests[place.manifest]
-        if manifest.is_of_this_process:
+        if self._read_here[place.manifest]:
             return manifest.read(place.row)
         return place.manifest, manifest.stored(place.row)
 

@@ -20,6 +20,7 @@ from curation.config.selection import EmbedConfig
 from curation.encoder_presets import TRAINED
 from curation.errors import WeightsError
 from curation.models import hub, torchvision_shim
+from curation.models.seeds import seeded
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX, Weights
 
 # What both readers were seen to raise on files that are something else; they have no common base.
@@ -84,8 +85,7 @@ def at_random(config: EmbedConfig, seed: int) -> Any:
         WeightsError: As ``check``.
     """
     hub.prepare(config.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _sized(_created(config.model), config).eval()
 
 

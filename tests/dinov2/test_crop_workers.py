@@ -1,7 +1,10 @@
 """Samples that are made by processes of their own."""
 
+import importlib
 import json
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,6 +80,93 @@ def test_tars_in_this_process_s_memory_are_read_here(manifest, settings, jpegs, 
         memory.rm("/crops", recursive=True)
 
     assert_same_batches(batches_of(manifest, settings()), there)
+
+
+# Whose tars only this process can read: it says itself how.
+OWN_FILES = """
+import sys
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from curation.dinov2.config import TrainConfig
+from curation.dinov2.data import Batches
+from curation.dinov2.manifests import ManifestImages
+
+class Mine(LocalFileSystem):
+    protocol = "mine"
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(path.removeprefix("mine://"))
+
+fsspec.register_implementation("mine", Mine)
+config = TrainConfig.model_validate_json(sys.argv[2])
+print(len(list(Batches([ManifestImages("mine://" + sys.argv[1], 1 << 20)], config).between(0, 3))))
+"""
+
+
+def test_tars_of_a_file_system_that_a_script_has_made_are_read_here(manifest, settings):
+    config = json.dumps(settings(data__workers=1).model_dump(mode="json"))
+    ran = subprocess.run(
+        [sys.executable, "-c", OWN_FILES, manifest, config],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert (ran.stdout, ran.stderr) == ("3\n", "")
+
+
+NEEDS_A_KEY = """
+import os
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+class Locked(LocalFileSystem):
+    protocol = "locked"
+
+    def cat_file(self, *args, **options):
+        if (os.environ.get("LOCKED"), fsspec.config.conf.get("locked")) != ("key", {"key": "other"}):
+            raise PermissionError("no key")
+        return super().cat_file(*args, **options)
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return LocalFileSystem._strip_protocol(path.removeprefix("locked://"))
+"""
+
+
+def test_what_a_file_system_is_opened_with_reaches_processes_whose_server_runs_already(
+    manifest, settings, tmp_path, monkeypatch
+):
+    batches_of(manifest, settings(data__workers=1), 1)
+    (tmp_path / "locked_files.py").write_text(NEEDS_A_KEY)
+    monkeypatch.syspath_prepend(tmp_path)
+    fsspec.register_implementation("locked", importlib.import_module("locked_files").Locked)
+    monkeypatch.setenv("LOCKED", "key")
+    monkeypatch.setitem(fsspec.config.conf, "locked", {"key": "other"})
+
+    assert_same_batches(batches_of(manifest, settings()), batches_of(f"locked://{manifest}", settings(data__workers=1)))
+
+
+def in_a_daemon(answer, manifest, config):
+    try:
+        batches_of(manifest, config, 1)
+    except TrainError as error:
+        answer.put(str(error))
+
+
+def test_a_process_that_must_have_no_children_says_what_to_do(manifest, settings):
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=in_a_daemon, args=(answer, manifest, settings(data__workers=1)), daemon=True)
+    process.start()
+    said = answer.get(timeout=60)
+    process.join()
+
+    assert re.search(
+        r"1 processes that decode cannot be started \(daemonic .*\); lower data\.workers, or do without: 0", said
+    )
 
 
 def test_a_batch_keeps_its_samples_while_later_ones_are_made(manifest, settings):
@@ -156,6 +246,29 @@ def test_a_script_without_a_guard_trains_and_leaves_no_process_when_it_is_killed
     while any(map(start_time, members)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(start_time, members))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_server_gets_no_signals_to_all_processes_from_its_first_moment_on(manifest, settings, tmp_path):
+    config = settings(data={"batch_size": 4, "workers": 1})
+    script = Script(manifest, config, tmp_path)
+    assert script.line() == "began"
+    deadline = time.monotonic() + 30
+    while not (found := [pid for pid in script.members() if b"forkserver" in command_of(pid)]):
+        assert time.monotonic() < deadline
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(found[0], number)
+    out, err = script.process.communicate("\n" * 20, timeout=60)
+
+    assert out.split("\n")[-2] == "ended after 8", err
+    assert err == ""
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

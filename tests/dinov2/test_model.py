@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -133,6 +134,16 @@ def test_kept_rows_are_moved_as_they_are(settings):
     assert len(pairs) == 2 * 2 * 2
     assert all(a.rows.equal(b.rows) and a.scale == b.scale for a, b in pairs)
     assert moved(None, torch.device("cpu")) is None
+
+
+def test_networks_that_are_made_at_once_are_those_of_their_seeds(settings):
+    configs = [settings(seed=seed) for seed in range(4)] * 4
+    alone = [student_and_teacher(config)[0].state_dict() for config in configs[:4]]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda config: student_and_teacher(config)[0].state_dict(), configs))
+
+    for index, weights in enumerate(found):
+        assert all(value.equal(alone[index % 4][name]) for name, value in weights.items())
 
 
 def test_initial_weights_depend_on_the_seed_alone(settings):

@@ -24,6 +24,7 @@ from curation.dinov2.model import VisionTransformer
 from curation.encoder_presets import HUB, PRESETS
 from curation.errors import TrainError, UsageError
 from curation.models import networks
+from curation.models.seeds import seeded
 from curation.models.weights import HF_PREFIX, TIMM_PREFIX, resolve
 
 _IMAGENET = (CropsConfig().mean, CropsConfig().std)
@@ -102,8 +103,7 @@ def at_random(
 
     No global random state changes.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = VisionTransformer(model.model_copy(update={"layer_scale": 1.0}), side_px)
     return VitBackbone("random initialisation", network, mean_std, device)
 

@@ -256,7 +256,9 @@ def test_the_server_gets_no_signals_to_all_processes_from_its_first_moment_on(ma
     deadline = time.monotonic() + 30
     while not (found := [pid for pid in script.members() if b"forkserver" in command_of(pid)]):
         assert time.monotonic() < deadline
+    blocked = int(re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{found[0]}/status").read_text())[1], 16)
     for number in (signal.SIGINT, signal.SIGTERM):
+        assert blocked >> (number - 1) & 1
         os.kill(found[0], number)
     out, err = script.process.communicate("\n" * 20, timeout=60)
 

@@ -7,8 +7,9 @@ becomes a number), so a quoted ``"0.5"`` is an error and not a surprise.
 import json
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -108,7 +109,7 @@ def parse(
         # JSON mode is strict about types, but lets a list be a tuple.
         settings = model.model_validate_json(json.dumps(_with_string_keys(tree), default=str))
     except ValidationError as error:
-        found += [_problem(problem, origin, origins or {}) for problem in error.errors()]
+        found += [_problem(problem, origin, origins or {}, model) for problem in error.errors()]
     except ValueError as error:
         found.append(f"{origin}: {error}")
     if settings is None or found:
@@ -181,7 +182,7 @@ _REASONS = {
 }
 
 
-def _problem(problem: Any, origin: str, origins: Mapping[str, str]) -> str:
+def _problem(problem: Any, origin: str, origins: Mapping[str, str], model: type[BaseModel]) -> str:
     key = ".".join(str(part) for part in problem["loc"] if part != "[key]")
     context = {
         name: f"{value:g}" if isinstance(value, float) else value for name, value in problem.get("ctx", {}).items()
@@ -189,8 +190,31 @@ def _problem(problem: Any, origin: str, origins: Mapping[str, str]) -> str:
     shown = _shown(problem.get("input"))
     template = _REASONS.get(problem["type"])
     reason = template.format(**context, shown=shown) if template else f"{problem['msg']}, got {shown}"
+    if problem["type"] == "extra_forbidden":
+        *section, name = problem["loc"]
+        near = get_close_matches(str(name), _keys_of(model, section), n=1)
+        reason += f"; did you mean {near[0]}?" if near else ""
     where = next((text for set_key, text in origins.items() if _is_within(key, set_key, problem["type"])), origin)
     return ": ".join(part for part in (where, key, reason) if part)
+
+
+def _keys_of(model: type[BaseModel], section: Sequence[str | int]) -> list[str]:
+    """Return the keys that a section has; none where what holds it is not one of ours."""
+    for part in section:
+        if isinstance(part, int):  # an entry of a list of sections
+            continue
+        field = model.model_fields.get(part)
+        inner = None if field is None else _section_in(field.annotation)
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section_in(part)) is not None), None)
 
 
 def _is_within(key: str, set_key: str, problem: str) -> bool:

@@ -35,7 +35,7 @@ def test_all_mistakes_are_reported_at_once_with_file_key_and_reason(tmp_path):
     text = "nsfw:\n  max_score: 50\nfetch:\n  timeout_s: fast\ndedupe: {}\n"
 
     assert sorted(problems(tmp_path, text)) == [
-        "my.yaml: dedupe: unknown key",
+        "my.yaml: dedupe: unknown key; did you mean dedup?",
         "my.yaml: fetch.timeout_s: must be a number, got 'fast'",
         "my.yaml: nsfw.max_score: must be at most 1, got 50",
     ]

@@ -11,6 +11,7 @@ manifest that is written first. Without a GPU one line on standard error says so
 import argparse
 import dataclasses
 import datetime
+import gc
 import json
 import os
 import statistics
@@ -112,7 +113,6 @@ def train_figures(
             size //= 2
             if not size:
                 raise
-            torch.cuda.empty_cache()
         except (RuntimeError, TrainError) as error:
             if not compiled:
                 raise
@@ -128,11 +128,19 @@ def train_figures(
 
 def median_step(arch: str, batch: Batch, num_steps: int, *, compiled: bool) -> tuple[float, int]:
     """Return the seconds of a step, and the most memory that one takes."""
+    forget()
     step = step_on(settings(arch, len(batch.images), compiled=compiled), batch)
     for _ in range(WARM_UP):
         step()
     torch.cuda.reset_peak_memory_stats()
     return statistics.median(timed(step) for _ in range(num_steps)), torch.cuda.max_memory_allocated()
+
+
+def forget() -> None:
+    """Let go of what was trained and compiled before: code is compiled for eight kinds of input, and then no more."""
+    torch.compiler.reset()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def flops_an_image(arch: str, batch: Batch) -> float:
@@ -193,7 +201,8 @@ def first_images(batch: Batch, num_images: int) -> Batch:
 
 
 def record(figures: list[dict[str, Any]]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    asked = subprocess.run(["git", "rev-parse", "HEAD"], check=False, capture_output=True, text=True)
+    commit = asked.stdout.strip() or None  # a copy without history has none
     device = torch.cuda.get_device_name()
     name = f"{datetime.datetime.now(datetime.UTC).date()}-{device.lower().replace(' ', '-')}.json"
     path = Path(__file__).parent / "results" / name

@@ -72,7 +72,7 @@ class RunningCentre:
         if self._each_process_equal:
             self._pending_K = self._world.mean(mean_K)
         else:
-            rows = torch.tensor(float(len(scores)), device=scores.device)
+            rows = torch.full((), float(len(scores)), device=scores.device)
             own_K = mean_K * rows if len(scores) else torch.zeros_like(mean_K)
             self._pending_K = self._world.sum(own_K) / self._world.sum(rows)
         return Assignment.of(scores, self.value_K, temperature)

@@ -92,7 +92,9 @@ def augment(views_N3HW: Tensor, steps: ColourPlan, config: CropsConfig) -> Tenso
         config: Mean and standard deviation.
     """
     num, _, height, width = views_N3HW.shape
-    mean, std = (torch.tensor(v, device=views_N3HW.device).view(1, -1, 1, 1) for v in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(v).to(views_N3HW.device, non_blocking=True).view(1, -1, 1, 1) for v in (config.mean, config.std)
+    )
     out = torch.empty(num, mean.numel(), height, width, device=mean.device)
     at_once = max(1, num if out.is_cuda else _CACHED_VALUES // (3 * height * width))
     for first in range(0, num, at_once):

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from curation.dinov2.config import TrainConfig
-from curation.dinov2.cropping import Cropper, StepArrays, Task
+from curation.dinov2.cropping import Cropper, PartArrays, Task
 from curation.dinov2.manifests import TarFiles
 from curation.errors import CurationError, ImageError, TrainError
 from curation.processes import log_to_stderr, start_fork_server, without_main
@@ -41,17 +41,17 @@ class Makers(Protocol):
             TrainError: A tar cannot be read, or who was at work is gone.
         """
 
-    def taken(self, slot: int) -> StepArrays:
+    def taken(self, slot: int) -> PartArrays:
         """Return what was made there. What is made there later goes elsewhere."""
 
 
 class OwnMaker:
-    """Makes samples in this process; each step has memory of its own.
+    """Makes samples in this process; each part of a step has memory of its own.
 
     Args:
         config: Settings of the run.
         files: The tars of each manifest.
-        num_images: Of a step.
+        num_images: Of a part of a step.
     """
 
     def __init__(self, config: TrainConfig, files: Sequence[TarFiles], num_images: int) -> None:
@@ -63,14 +63,14 @@ class OwnMaker:
         """Make samples."""
         return self._cropper.make(task, self._arrays)
 
-    def taken(self, slot: int) -> StepArrays:
-        """Return the latest step's samples."""
+    def taken(self, slot: int) -> PartArrays:
+        """Return the latest part's samples."""
         made, self._arrays = self._arrays, self._fresh()
         return made
 
-    def _fresh(self) -> StepArrays:
-        memory = torch.empty(StepArrays.num_bytes(self._config, self._num_images), dtype=torch.uint8)
-        return StepArrays.over(memory, self._config, self._num_images)
+    def _fresh(self) -> PartArrays:
+        memory = torch.empty(PartArrays.num_bytes(self._config, self._num_images), dtype=torch.uint8)
+        return PartArrays.over(memory, self._config, self._num_images)
 
 
 class _Worker(NamedTuple):
@@ -87,8 +87,8 @@ class CropWorkers:
         num_workers: Processes.
         config: Settings of the run.
         files: The tars of each manifest; those that only this process can read are not asked for.
-        num_images: Of a step.
-        num_slots: Steps that are in memory at a time.
+        num_images: Of a part of a step.
+        num_slots: Parts that are in memory at a time.
         device: What samples are for; None: a CPU.
 
     Raises:
@@ -110,7 +110,7 @@ class CropWorkers:
         readable = [None if tars.are_of_this_process() else tars for tars in files]
         try:
             start_ahead()
-            shared = _shared_memory(num_slots * StepArrays.num_bytes(config, num_images))
+            shared = _shared_memory(num_slots * PartArrays.num_bytes(config, num_images))
             try:
                 self._slots = _slots(shared, num_slots)
                 for _ in range(num_workers):
@@ -145,13 +145,13 @@ class CropWorkers:
         failures: dict[int, ImageError] = found
         return failures
 
-    def taken(self, slot: int) -> StepArrays:
+    def taken(self, slot: int) -> PartArrays:
         """Return a copy of what was made; for a GPU in memory that it can read while it computes."""
         made = self._slots[slot]
         pinned = self._device is not None and self._device.type == "cuda"
         with torch.cuda.device(self._device) if pinned else nullcontext():
             memory = torch.empty(len(made), dtype=torch.uint8, pin_memory=pinned)
-        return StepArrays.over(memory.copy_(made), self._config, self._num_images)
+        return PartArrays.over(memory.copy_(made), self._config, self._num_images)
 
     def close(self) -> None:
         """End the processes."""
@@ -238,7 +238,7 @@ def _serve(
     torch.set_num_threads(1)
     with suppress(EOFError, ConnectionError):
         shared = reduction.recv_handle(pipe)
-        slots = [StepArrays.over(memory, config, num_images) for memory in _slots(shared, num_slots)]
+        slots = [PartArrays.over(memory, config, num_images) for memory in _slots(shared, num_slots)]
         os.close(shared)
         cropper = Cropper(config, files)
         while True:

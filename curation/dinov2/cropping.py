@@ -19,8 +19,8 @@ _ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True)
-class StepArrays:
-    """What is made of N images of a step, over one piece of memory.
+class PartArrays:
+    """What is made of the N images of a part of a step, over one piece of memory.
 
     Attributes:
         global_VN3HW: The two global crops, uint8.
@@ -35,7 +35,7 @@ class StepArrays:
     mask_VNP: Tensor
 
     @classmethod
-    def over(cls, memory: Tensor, config: TrainConfig, num_images: int) -> "StepArrays":
+    def over(cls, memory: Tensor, config: TrainConfig, num_images: int) -> "PartArrays":
         """Return the arrays that lie in some memory, ``num_bytes`` of uint8 or more."""
         arrays, start = [], 0
         for shape, kind in _layout(config, num_images):
@@ -77,12 +77,12 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """Some samples of a step.
+    """Some samples of a part of a step.
 
     Attributes:
         step: Zero-based.
         slot: Number of the memory that they go to.
-        first_image: Place in the batch of the image that comes first there.
+        first_image: Place in the batch of the image that comes first in the part.
         sources: The images.
         drawn: Places in the batch whose numbers and masks are wanted too; they need no image.
     """
@@ -106,7 +106,7 @@ class Cropper:
         self._config = config
         self._files = files
 
-    def make(self, task: Task, out: StepArrays) -> dict[int, ImageError]:
+    def make(self, task: Task, out: PartArrays) -> dict[int, ImageError]:
         """Make samples; return what is wrong with those that cannot be made, by their places in the batch.
 
         Raises:
@@ -123,7 +123,7 @@ class Cropper:
                 failures[source.image] = error
         return failures
 
-    def _draw(self, task: Task, out: StepArrays) -> None:
+    def _draw(self, task: Task, out: PartArrays) -> None:
         config, batch_size = self._config, self._config.data.batch_size
         side = config.crops.global_px // config.model.patch_px
         mask_NP = masks.batch_masks(config.seed, task.step, batch_size, (side, side), config.losses, task.drawn)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from curation.dinov2 import colour
 from curation.dinov2.colour import ColourPlan
 from curation.dinov2.config import DataConfig, TrainConfig
 from curation.dinov2.crop_workers import CropWorkers, Makers, OwnMaker, start_ahead
-from curation.dinov2.cropping import Source, StepArrays, Task
+from curation.dinov2.cropping import Source, Task
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.drop_path import kept_rows
 from curation.dinov2.manifests import ManifestImages
@@ -121,17 +122,18 @@ class Batches:
         """Yield the micro-batches of steps ``first_step`` to ``end_step`` - 1; workers only make them ahead."""
         files = [manifest.files for manifest in self._manifests]
         if not self._num_workers:
-            own = OwnMaker(self._config, files, len(self._images))
+            own = OwnMaker(self._config, files, len(self._parts[0]))
             for step in range(first_step, end_step):
-                replaced = [self._make(own, step, 0, self._images)]
-                yield self._batches(own, step, 0, replaced)
+                yield [self._batch(own, step, 0, part, self._make(own, step, 0, part, part)) for part in self._parts]
             return
-        num_slots = self._config.data.prefetch_batches + 1
-        makers = CropWorkers(self._num_workers, self._config, files, len(self._images), num_slots, self._device)
+        at_once = self._config.data.prefetch_batches + 1
+        makers = CropWorkers(
+            self._num_workers, self._config, files, len(self._parts[0]), at_once * len(self._parts), self._device
+        )
         with closing(makers):
-            yield from self._ahead(makers, range(first_step, end_step), num_slots)
+            yield from self._ahead(makers, range(first_step, end_step), at_once)
 
-    def _ahead(self, makers: Makers, steps: range, num_slots: int) -> Generator[list[Batch], None, None]:
+    def _ahead(self, makers: Makers, steps: range, at_once: int) -> Generator[list[Batch], None, None]:
         ahead: deque[Future[list[Batch]]] = deque()
         workers = ThreadPoolExecutor(self._num_workers, thread_name_prefix="crops")
         assembler = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -139,25 +141,31 @@ class Batches:
         pools = (assembler, workers, readers)
         try:
             for step in steps:
-                for later in steps[step - steps.start + len(ahead) :][: num_slots - len(ahead)]:
+                for later in steps[step - steps.start + len(ahead) :][: at_once - len(ahead)]:
                     if self._config.data.reading == "streaming":
                         readers.submit(self._read_ahead, later)
-                    slot = later % num_slots  # free since the batch that was in it has been taken
-                    parts = [workers.submit(self._make, makers, later, slot, part) for part in self._shares()]
-                    ahead.append(assembler.submit(self._assembled, makers, later, slot, parts))
+                    parts = []
+                    for index, part in enumerate(self._parts):
+                        # Free since what was in it has been taken, as many steps before.
+                        slot = later % at_once * len(self._parts) + index
+                        made = [workers.submit(self._make, makers, later, slot, part, few) for few in self._cut(part)]
+                        parts.append(_Part(part, slot, made))
+                    ahead.append(assembler.submit(self._assembled, makers, later, parts))
                 yield ahead.popleft().result()
         finally:
             for pool in pools:
                 pool.shutdown(wait=False, cancel_futures=True)
 
-    def _shares(self) -> Iterator[range]:
-        """Cut this process's images into what a worker makes at a time: worth a message, and nobody waits for long."""
-        at_once = max(1, min(_IMAGES_AT_ONCE, -(-len(self._images) // (2 * self._num_workers))))
-        for first in range(0, len(self._images), at_once):
-            yield self._images[first : first + at_once]
+    def _cut(self, part: range) -> Iterator[range]:
+        """Cut images into what a worker makes at a time: worth a message, and nobody waits for long."""
+        few = max(1, min(_IMAGES_AT_ONCE, -(-len(self._images) // (2 * self._num_workers))))
+        for first in range(0, len(part), few):
+            yield part[first : first + few]
 
-    def _assembled(self, makers: Makers, step: int, slot: int, parts: list[Future[dict[int, int]]]) -> list[Batch]:
-        return self._batches(makers, step, slot, [part.result() for part in parts])
+    def _assembled(self, makers: Makers, step: int, parts: list["_Part"]) -> list[Batch]:
+        return [
+            self._batch(makers, step, slot, images, sum(few.result() for few in made)) for images, slot, made in parts
+        ]
 
     def _read_ahead(self, step: int) -> None:
         """Read the chunks that the lanes of a step's images need a window later."""
@@ -167,11 +175,11 @@ class Batches:
             with suppress(CurationError):  # said again, and acted on, when the image itself is needed
                 self._reader.source(self._order.at(step * batch_size + image + later))
 
-    def _make(self, makers: Makers, step: int, slot: int, images: range) -> dict[int, int]:
-        """Make the samples of some images of a step; return how many others could not be read in place of each."""
+    def _make(self, makers: Makers, step: int, slot: int, part: range, images: range) -> int:
+        """Make the samples of some images of a part; return how many that cannot be read were replaced."""
         batch_size, tries = self._config.data.batch_size, self._config.data.max_replacements + 1
         waiting: Sequence[int] = images
-        replaced: dict[int, int] = {}
+        num_replaced = 0
         for attempt in range(tries):
             # The place of a replacement lies in a later batch, so that it rarely meets itself.
             places = {image: self._order.at((step + attempt) * batch_size + image) for image in waiting}
@@ -183,32 +191,25 @@ class Batches:
                 except ImageError as error:
                     failures[image] = error
             drawn = range(0) if attempt else images
-            failures |= makers.make(Task(step, slot, self._images.start, sources, drawn))
+            failures |= makers.make(Task(step, slot, part.start, sources, drawn))
             for image in sorted(failures):
                 described = self._reader.describe(places[image])
                 _log.warning("image %s is unreadable and was replaced: %s", described, failures[image])
-                replaced[image] = attempt + 1
             if not failures:
-                return replaced
+                return num_replaced
+            num_replaced += len(failures)
             waiting = sorted(failures)
         raise TrainError(
             f"{self._names}: {tries} images in a row cannot be read; check the tars, or raise data.max_replacements"
         )
 
-    def _batches(self, makers: Makers, step: int, slot: int, replaced: list[dict[int, int]]) -> list[Batch]:
-        arrays = makers.taken(slot)
-        by_image = {image: count for part in replaced for image, count in part.items()}
-        return [self._batch(arrays, step, part, sum(by_image.get(image, 0) for image in part)) for part in self._parts]
-
-    def _batch(self, arrays: StepArrays, step: int, part: range, num_replaced: int) -> Batch:
-        places = slice(part.start - self._images.start, part.stop - self._images.start)
-        draws_VND = arrays.draws_VND[:, places].numpy()
-        stacks = [(arrays.global_VN3HW[:, places].flatten(0, 1), self._plan(draws_VND, 0, NUM_GLOBAL))]
+    def _batch(self, makers: Makers, step: int, slot: int, part: range, num_replaced: int) -> Batch:
+        made = makers.taken(slot)
+        draws_VND = made.draws_VND.numpy()
+        stacks = [(made.global_VN3HW.flatten(0, 1), self._plan(draws_VND, 0, NUM_GLOBAL))]
         if self._config.crops.num_local:
-            plan = self._plan(draws_VND, NUM_GLOBAL, len(draws_VND))
-            stacks.append((arrays.local_VN3HW[:, places].flatten(0, 1), plan))
-        mask_NP = arrays.mask_VNP[:, places].flatten(0, 1)
-        return Batch(step, part, stacks, mask_NP, kept_rows(self._config, step, part), num_replaced)
+            stacks.append((made.local_VN3HW.flatten(0, 1), self._plan(draws_VND, NUM_GLOBAL, len(draws_VND))))
+        return Batch(step, part, stacks, made.mask_VNP.flatten(0, 1), kept_rows(self._config, step, part), num_replaced)
 
     def _plan(self, draws_VND: colour.Draws, first: int, end: int) -> ColourPlan:
         config = self._config.crops
@@ -218,6 +219,14 @@ class Batches:
                 for view in range(first, end)
             ]
         )
+
+
+class _Part(NamedTuple):
+    """A micro-batch in the making: places in the batch, where its samples go, and who says how many were replaced."""
+
+    images: range
+    slot: int
+    made: list[Future[int]]
 
 
 def _workers(config: DataConfig, device: torch.device | None) -> int:

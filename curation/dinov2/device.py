@@ -21,6 +21,7 @@ def device_of(name: str | None) -> torch.device:
         torch.zeros(1, device=device)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+            torch.backends.cudnn.allow_tf32 = False  # float32 is asked for: convolutions are as exact as products
     except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
         raise TrainError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}; try cpu") from error
     return device

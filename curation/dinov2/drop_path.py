@@ -57,7 +57,10 @@ def moved(kept: KeptRows | None, device: torch.device) -> KeptRows | None:
     if kept is None:
         return None
     every = [one for block in kept for pair in block for one in pair]
-    rows = torch.cat([one.rows for one in every]).to(device, non_blocking=True)
+    rows = torch.cat([one.rows for one in every])
+    if device.type == "cuda":  # what is not pinned is copied only once the device has come to it
+        rows = rows.pin_memory()
+    rows = rows.to(device, non_blocking=True)
     there: Iterator[Kept] = (
         Kept(part, one.scale)
         for part, one in zip(torch.split(rows, [len(one.rows) for one in every]), every, strict=True)

@@ -26,7 +26,7 @@ def sinkhorn_offset(scores: Scores, temperature: float, rounds: int = 3, world: 
     Source:
         Caron et al. 2020, "Unsupervised learning of visual features by contrasting cluster assignments"; Cuturi 2013.
     """
-    num_rows = world.sum(torch.tensor(float(len(scores)), device=scores.device))
+    num_rows = world.sum(torch.full((), float(len(scores)), device=scores.device))
     share = (num_rows / scores.num_prototypes).log()
     log_used_K = torch.full((scores.num_prototypes,), -torch.inf, device=scores.device)
     for _, part_NK in scores.chunks():

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from curation.dinov2.crops import NUM_GLOBAL
 from curation.dinov2.evaluate.spectrum import spectrum
-from curation.dinov2.scores import Assignment
+from curation.dinov2.scores import Assignment, dot
 from curation.dinov2.world import World
 
 
@@ -66,7 +66,7 @@ def entropy(assignment: Assignment) -> Tensor:
         logits = assignment.logits(part_NK)
         p = torch.softmax(logits, dim=1)
         lacks = logits.amax(dim=1, keepdim=True) - logits
-        total = total + torch.linalg.vecdot(p, lacks).sum() - p.amax(dim=1).log().sum()
+        total = total + dot(p, lacks).sum() - p.amax(dim=1).log().sum()
     return total / max(1, len(scores))
 
 
@@ -87,8 +87,9 @@ def prototypes_used(best_N: Tensor, num_prototypes: int) -> Tensor:
 
 def nearest_distance(x_ND: Tensor) -> Tensor:
     """Return the mean distance of each row, put to unit length, to the nearest other row, from 0 to 2."""
-    unit_ND = functional.normalize(x_ND, dim=1)
-    similarity_NN = unit_ND @ unit_ND.T
+    with torch.autocast(x_ND.device.type, enabled=False):
+        unit_ND = functional.normalize(x_ND.float(), dim=1)
+        similarity_NN = unit_ND @ unit_ND.T
     similarity_NN.fill_diagonal_(-1)
     mean: Tensor = (unit_ND - unit_ND[similarity_NN.argmax(dim=1)]).norm(dim=1).mean()
     return mean

@@ -165,7 +165,7 @@ class _CrossEntropy(torch.autograd.Function):
             for some in chunked(len(logits), cached_rows(logits)):
                 p_NK, x_NK = targets(some), logits[some].div_(temperature)
                 normaliser = torch.logsumexp(x_NK, dim=1, keepdim=True)
-                losses[some] = (mass[some] * normaliser).squeeze(1) - torch.linalg.vecdot(p_NK, x_NK)
+                losses[some] = (mass[some] * normaliser).squeeze(1) - dot(p_NK, x_NK)
                 x_NK.sub_(normaliser).exp_().mul_(mass[some]).sub_(p_NK).mul_(scale[some])
             loss_N[rows] = losses
             gradient = logits.to(compute)
@@ -208,6 +208,13 @@ def cross_entropy(
     apply: Any = _CrossEntropy.apply  # typed in some builds of PyTorch only
     result: tuple[Tensor, Tensor] = apply(*student, chunks, mass_N, weight_N, temperature)
     return result
+
+
+def dot(a_NK: Tensor, b_NK: Tensor) -> Tensor:
+    """Return the product of each pair of rows, (N,), in their own precision: autocast would round both first."""
+    with torch.autocast(a_NK.device.type, enabled=False):
+        products: Tensor = torch.linalg.vecdot(a_NK, b_NK)
+    return products
 
 
 def chunked(num_rows: int, chunk_rows: int) -> Iterator[slice]:

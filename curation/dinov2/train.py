@@ -86,6 +86,7 @@ def train(
     target = device_of(device)
     is_own_group = not distributed.is_initialized()
     world = World.join(target)
+    has_failed = True
     try:
         with clear_failures():
             with world.together():
@@ -107,10 +108,12 @@ def train(
             run = _Run(config, target, world, output)
             if run.progress.step < config.schedule.steps:
                 run.go(batches, on_step, should_stop)
-            return run.result()
+            result = run.result()
+        has_failed = False
+        return result
     finally:
         if is_own_group:
-            world.leave()
+            world.leave(has_failed=has_failed)
 
 
 class _Run:
@@ -233,12 +236,12 @@ class _Run:
         step = parts[0].step
         now = self._schedules.at(step)
         lesson = self._learner.step(parts, now, is_watched=self._watch.is_due(step + 1))
-        replaced = torch.tensor(sum(part.num_replaced for part in parts), device=self._device)
-        return self._report(step, now, lesson, int(self._world.sum(replaced)))
+        num_replaced = self._world.total(sum(part.num_replaced for part in parts))
+        return self._report(step, now, lesson, num_replaced)
 
     def _any(self, flag: bool) -> bool:
         """Return whether any process says so."""
-        return bool(self._world.sum(torch.tensor(float(flag), device=self._device)) > 0)
+        return self._world.total(int(flag)) > 0
 
     def _report(self, step: int, now: StepSettings, lesson: Lesson, num_replaced: int) -> StepReport:
         before, skipped = self.progress, lesson.skipped

@@ -44,9 +44,14 @@ class World:
             raise TrainError(f"cannot join {os.environ['WORLD_SIZE']} processes: {error}") from error
         return cls(distributed.get_rank(), distributed.get_world_size())
 
-    def leave(self) -> None:
-        """Part from the others."""
-        if self.size > 1 and distributed.is_initialized():
+    def leave(self, *, has_failed: bool) -> None:
+        """Part from the others.
+
+        Args:
+            has_failed: Whether this process ends with an error. Others may then wait for it, and the end of a group of
+                NCCL waits for all of them: it is left to the end of the process, after its words.
+        """
+        if self.size > 1 and distributed.is_initialized() and not (has_failed and distributed.get_backend() == "nccl"):
             # A thread of gloo may still need the interpreter to let go of the last tensor that was sent. The end of
             # the group waits for that thread with the interpreter in hand: seen to hang four runs of nine.
             time.sleep(_LETTING_GO_S)
@@ -74,6 +79,10 @@ class World:
             x = x.clone()
             distributed.all_reduce(x)
         return x
+
+    def total(self, count: int) -> int:
+        """Return the sum of a whole number over processes; alone, no device is waited for."""
+        return count if self.size == 1 else int(self.sum(torch.tensor(count, device=self._device())))
 
     def mean(self, x: Tensor) -> Tensor:
         """Return the mean over processes."""
@@ -117,7 +126,7 @@ class World:
 
     def _failure(self, own: BaseException | None) -> str | None:
         """Return what the first process that failed says; None where none did."""
-        if not self.sum(torch.tensor(float(own is not None), device=self._device())) > 0:
+        if not self.total(int(own is not None)):
             return None
         words = "" if own is None else str(own) or type(own).__name__
         told = torch.zeros(1, _MAX_WORDS_BYTES, dtype=torch.uint8)

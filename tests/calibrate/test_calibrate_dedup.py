@@ -40,7 +40,7 @@ class Thumbnail(torch.nn.Module):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "thumbnail.torchscript.pt"
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = Thumbnail().eval()
     with pytest.warns(DeprecationWarning, match="torch.jit"):

@@ -369,7 +369,7 @@ def test_a_missing_tar_is_named(make_manifest, settings, jpegs, tmp_path):
     manifest = make_manifest(tmp_path / "data", jpegs)
     (tmp_path / "data/images/00000001.tar").unlink()
 
-    with pytest.raises(TrainError, match=r"1 of 2 tars are missing, such as .*00000001\.tar"):
+    with pytest.raises(TrainError, match=r"1 of 2 tars, such as .*00000001\.tar, is not there"):
         train(str(manifest), settings(), tmp_path / "run", resume=False, device="cpu")
 
 

@@ -34,7 +34,7 @@ class SmallCopyNetwork(torch.nn.Module):
 
 
 def network(dim=512):
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return SmallCopyNetwork(dim).eval()
 

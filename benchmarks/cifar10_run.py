@@ -3,8 +3,8 @@
 The training images go through `curate run --stage fetch`, which checks them and packs them into tars; a manifest of
 these is what `configs/dinov2/cifar10.yaml` trains on. The test images are seen by the evaluation only. On a GPU the
 settings are those of the file; on a CPU a smaller model takes a few minutes, and does not pass raw pixels, or with
---long up to an hour, and does. Started again in the same folder, it goes
-on where it was stopped. JSON lines: one a figure.
+--long up to an hour, and does. Started again in the same folder, it goes on where it was stopped. JSON lines: one a
+figure.
 """
 
 import argparse

@@ -171,6 +171,10 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
             "model.pos_embed_antialias false: transformers always antialiases where there are registers, so sizes "
             "other than the trained one would differ; use --format timm or torchscript"
         )
+    if model.mlp_ratio != int(model.mlp_ratio):
+        raise TrainError(
+            f"model.mlp_ratio {model.mlp_ratio}: transformers takes whole numbers; use --format timm or torchscript"
+        )
     with_registers = bool(model.registers) or model.pos_embed_antialias
     side_px = backbone.grid * model.patch_px
     state = {name: value.cpu().contiguous() for name, value in names.to_transformers(backbone.state_dict()).items()}
@@ -180,7 +184,7 @@ def export_transformers(backbone: VisionTransformer, config: TrainConfig, step: 
         "hidden_size": model.shape.dim,
         "num_hidden_layers": model.shape.depth,
         "num_attention_heads": model.shape.heads,
-        "mlp_ratio": int(model.mlp_ratio) if model.mlp_ratio == int(model.mlp_ratio) else model.mlp_ratio,
+        "mlp_ratio": int(model.mlp_ratio),
         "use_swiglu_ffn": model.ffn == "swiglu",
         "image_size": side_px,
         "patch_size": model.patch_px,

@@ -68,7 +68,10 @@ def open_run(output: Path, config: TrainConfig, manifests: list[ManifestShare], 
                 f"{output}: was trained on manifest {was}, but this one is {now}; "
                 "resume with the same manifests and weights, or give another folder"
             )
-        changed = differences(before.settings, settings, FREE_SETTINGS)
+        # Where KoLeo looks at the images of a part only, what the parts are is part of the objective.
+        is_cut_free = config.losses.koleo_scope == "global" or not config.losses.koleo_weight
+        free = tuple(name for name in FREE_SETTINGS if is_cut_free or name != "data.micro_batches")
+        changed = differences(before.settings, settings, free)
         if changed:
             raise TrainError(
                 f"{output}: was started with other settings ({'; '.join(changed)}); "

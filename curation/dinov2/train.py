@@ -128,6 +128,7 @@ class _Run:
         self._output = output
         self._saved: Path | None = None
         self._schedules = Schedules(config)
+        self._is_overdue = False  # a checkpoint: skipped steps would push out those from before them
         self._aside_s = 0.0  # that the latest step spent on what is no training
         with world.together():
             self._watch = Watch(config, device)
@@ -187,9 +188,11 @@ class _Run:
                 self._stop_if_hopeless(report)
                 stopping = self._any(should_stop is not None and should_stop())
                 is_best = self._is_best(report)
-                is_due = report.step == num_steps or report.step % self._config.checkpoint.every_steps == 0
+                self._is_overdue |= report.step % self._config.checkpoint.every_steps == 0
+                is_due = report.step == num_steps or (self._is_overdue and not report.skipped)
                 if stopping or is_best or is_due:
                     self._save(is_best)
+                    self._is_overdue = False
                     started = time.perf_counter()
                 if stopping:
                     _log.info("stopped after step %d of %d", report.step, num_steps)
@@ -276,7 +279,7 @@ class _Run:
             raise TrainError(
                 f"the last {in_a_row} steps up to step {report.step} were not finite ({', '.join(bad)}); begin again "
                 "in another folder with a lower optim.base_lr or precision float32 (start.run takes over the weights "
-                "of the newest checkpoint)"
+                "of the newest checkpoint; where these are ruined already, delete it, and the one before is taken)"
             )
 
     def _is_best(self, report: StepReport) -> bool:

@@ -103,8 +103,9 @@ def test_transformers_agrees(tmp_path, registers, ffn, side_px, antialias):
         torch.testing.assert_close(tokens[:, 1 + registers :], ours.patches_NPD, rtol=0, atol=1e-5)
 
 
-def test_what_transformers_would_resize_otherwise_is_refused(tmp_path):
+def test_what_transformers_would_make_otherwise_is_refused(tmp_path):
     for changes, reason in (
+        ({"mlp_ratio": 2.5}, "takes whole numbers; use --format timm"),
         ({"pos_embed_offset": 0.1}, "knows no offset"),
         ({"registers": 4, "pos_embed_antialias": False}, "always antialiases where there are registers"),
     ):

@@ -19,9 +19,11 @@ from curation.dinov2.network import Network, student_and_teacher, update_teacher
 from curation.dinov2.objective import Inputs, objective, teacher_targets
 from curation.dinov2.schedules import CosineSchedule, Schedules, StepSettings
 from curation.dinov2.scores import Projected, Scores
+from curation.settings import load
 
 _DATA = Path(os.environ.get("CURATION_TEST_DATA", Path(__file__).parents[2] / "../shared/data"))
 GOLDEN = _DATA.parent / "reference" / "dinov2_golden"
+CONFIGS = Path(__file__).parents[2] / "configs" / "dinov2"
 
 pytestmark = [
     pytest.mark.shared_data,
@@ -462,6 +464,19 @@ def test_parameter_multipliers(name):
     for parameter, (lr, decay, is_last, _) in c["parameters"].items():
         ours = optim.multipliers(parameter, depth, c["layerwise_decay"], c["patch_embed_lr_mult"])
         assert (ours.lr, ours.weight_decay, ours.is_last_layer) == (lr, decay, is_last), parameter
+
+
+@pytest.mark.parametrize("name", ["vitl16_short", "vitg14"])
+def test_recipes_have_the_shapes_of_the_published_networks(name):
+    c = json.loads((GOLDEN / "param_multipliers.json").read_text())["configs"][name]
+    with torch.device("meta"):
+        shapes = {
+            parameter: list(value.shape)
+            for parameter, value in Network(load(TrainConfig, CONFIGS / f"{name}.yaml", [])).named_parameters()
+        }
+    published = {parameter: shape for parameter, (*_, shape) in c["parameters"].items()}
+
+    assert shapes == published
 
 
 class Replayed:

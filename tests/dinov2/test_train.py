@@ -487,13 +487,43 @@ def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings,
     inputs_of = Inputs.of
     monkeypatch.setattr(Inputs, "of", with_nan)
     config = settings(losses={"centring": "softmax"}, checkpoint__every_steps=1, checkpoint__keep=8)
-    result = train(manifest, config, tmp_path, resume=False, device="cpu")
+    train(manifest, config, tmp_path, resume=False, device="cpu", should_stop=stop_after(3))
+    result = train(manifest, config, tmp_path, resume=True, device="cpu")
     before, after = (load_file(tmp_path / f"checkpoints/step_{step:08d}.safetensors") for step in (2, 3))
 
     assert [line["skipped"] for line in lines(tmp_path)] == [step == 2 for step in range(8)]
     assert lines(tmp_path)[-1]["skipped_steps"] == 1
     assert all(value.equal(after[name]) for name, value in before.items())
     assert all(value.isfinite().all() for value in newest_tensors(result).values())
+
+
+def test_skipped_steps_push_no_checkpoint_out(manifest, settings, tmp_path, monkeypatch):
+    calls = []
+
+    def with_nan(views, *arguments, **options):
+        calls.append(1)
+        if len(calls) in (3, 5, 6, 7):
+            views[0][0, 0, 0, 0] = float("nan")
+        return inputs_of(views, *arguments, **options)
+
+    inputs_of = Inputs.of
+    monkeypatch.setattr(Inputs, "of", with_nan)
+    config = settings(checkpoint={"every_steps": 3, "keep": 2}, optim__max_nonfinite_steps=3)
+    with pytest.raises(TrainError, match=r"where these are ruined already, delete it, and the one before is taken"):
+        train(manifest, config, tmp_path, resume=False, device="cpu")
+
+    # The third step was skipped, so the fourth is saved in its place; the sixth lies among skipped ones.
+    assert [path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors")] == ["step_00000004"]
+
+
+def test_the_parts_of_a_batch_stay_where_they_are_part_of_the_objective(manifest, settings, tmp_path):
+    scoped = {scope: settings(losses__koleo_scope=scope, data__micro_batches=2) for scope in ("local", "global")}
+    for scope in scoped:
+        whole = settings(losses__koleo_scope=scope)
+        train(manifest, whole, tmp_path / scope, resume=False, device="cpu", should_stop=stop_after(2))
+    assert train(manifest, scoped["global"], tmp_path / "global", resume=True, device="cpu").finished
+    with pytest.raises(TrainError, match=r"data\.micro_batches: 1 → 2"):
+        train(manifest, scoped["local"], tmp_path / "local", resume=True, device="cpu")
 
 
 def test_a_device_without_memory_is_one_clear_line(manifest, settings, tmp_path, monkeypatch):

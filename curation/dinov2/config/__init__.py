@@ -140,7 +140,7 @@ class TrainConfig(Settings):
 
     @model_validator(mode="after")
     def _crops_are_whole_patches(self) -> Self:
-        for name in ("global_px", "local_px"):
+        for name in ("global_px", "local_px") if self.crops.num_local else ("global_px",):
             side_px = getattr(self.crops, name)
             if side_px % self.model.patch_px:
                 raise ValueError(f"crops.{name} {side_px} must be a multiple of model.patch_px {self.model.patch_px}")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_train import photos, write_manifest
+from photos import photos, write_manifest
 from torch.utils.flop_counter import FlopCounterMode
 
 from curation.dinov2.colour import ColourPlan

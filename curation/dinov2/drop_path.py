@@ -40,7 +40,7 @@ def kept_rows(config: TrainConfig, step: int, images: range) -> KeptRows | None:
         parts = [(block * BRANCHES + branch) * 64 + crop for crop in crops]
         numbers = np.concatenate([scores(config.seed, Purpose.DROP_PATH, part, positions) for part in parts])
         count = max(1, int(len(numbers) * (1 - share)))
-        rows = np.sort(np.argpartition(numbers, count - 1)[:count])  # a full ranking takes ten times as long
+        rows = np.sort(np.argpartition(numbers, count - 1)[:count])
         crop, image = np.divmod(rows, size)
         mine = (image >= images.start) & (image < images.stop)
         local = crop[mine] * len(images) + image[mine] - images.start

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 
+from curation.dinov2.config import DataConfig
 from curation.dinov2.crop_workers import CropWorkers
-from curation.dinov2.data import Batches
+from curation.dinov2.data import Batches, _workers
 from curation.dinov2.manifests import ManifestImages
 from curation.errors import TrainError
 from curation.processes import start_time
@@ -147,6 +149,17 @@ def test_what_a_file_system_is_opened_with_reaches_processes_whose_server_runs_a
     monkeypatch.setitem(fsspec.config.conf, "locked", {"key": "other"})
 
     assert_same_batches(batches_of(manifest, settings()), batches_of(f"locked://{manifest}", settings(data__workers=1)))
+
+
+def test_without_a_number_a_gpu_gets_its_share_of_the_cores_and_a_cpu_none(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    gpu, asked = torch.device("cuda"), DataConfig(workers=3)
+
+    assert [_workers(DataConfig(), device) for device in (None, torch.device("cpu"), gpu)] == [0, 0, 12]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert (_workers(DataConfig(), gpu), _workers(asked, gpu)) == (3, 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(200)), raising=False)
+    assert _workers(DataConfig(), gpu) == 16
 
 
 def in_a_daemon(answer, manifest, config):

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from curation.dinov2 import losses, monitors
 from curation.dinov2.centring import SinkhornKnopp
-from curation.dinov2.scores import Assignment, Projected, Scores
+from curation.dinov2.scores import Assignment, Projected, Scores, dot
 
 
 def scores(rows, prototypes, scale=1.0):
@@ -191,3 +191,12 @@ def test_nearest_distance_is_the_mean_to_the_nearest_other_row():
 
     assert monitors.nearest_distance(x).item() == pytest.approx(math.sqrt(2) / 3)
     assert monitors.nearest_distance(torch.ones(4, 8)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_products_of_rows_are_not_rounded_by_autocast():
+    a, b = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dot(a, b)
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), (a.double() * b.double()).sum(dim=1), rtol=0, atol=1e-5)

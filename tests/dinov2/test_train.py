@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from curation.cli import main
 from curation.dinov2.config import TrainConfig
@@ -440,80 +439,6 @@ def test_a_gpu_that_is_not_there_is_refused(manifest, settings, tmp_path):
     for name in ("cuda", "cuda:1"):
         with pytest.raises(TrainError, match=f"device '{name}' cannot be used: .*; try cpu"):
             train(manifest, settings(), tmp_path, resume=False, device=name)
-
-
-def test_losses_that_stay_non_finite_stop_the_run_with_the_reason(manifest, settings, tmp_path):
-    first = train(manifest, settings(), tmp_path, resume=False, device="cpu", should_stop=lambda: True)
-    tensors = newest_tensors(first)
-    tensors["student/backbone.norm.weight"].fill_(float("nan"))
-    marker = first.checkpoint.with_suffix(".json")
-    content = json.loads(marker.read_text())
-    save_file(tensors, first.checkpoint)
-    content["sha256"] = hashlib.sha256(first.checkpoint.read_bytes()).hexdigest()
-    marker.write_text(json.dumps(content))
-
-    config = settings(optim__max_nonfinite_steps=3)
-    with pytest.raises(TrainError, match=r"the last 3 steps up to step 4 were not finite \(.*loss_ibot"):
-        train(manifest, config, tmp_path, resume=True, device="cpu")
-    last = lines(tmp_path)[-1]
-    assert (last["skipped"], last["loss"], last["skipped_steps"]) == (True, None, 3)
-
-
-def test_a_run_whose_last_steps_are_skipped_says_where_its_weights_are_from(
-    manifest, settings, tmp_path, monkeypatch, caplog
-):
-    def without_numbers(views, *arguments, **options):
-        views[0].fill_(float("nan"))
-        return inputs_of(views, *arguments, **options)
-
-    inputs_of = Inputs.of
-    stopped = train(manifest, settings(), tmp_path, resume=False, device="cpu", should_stop=stop_after(6))
-    monkeypatch.setattr(Inputs, "of", without_numbers)
-    result = train(manifest, settings(), tmp_path, resume=True, device="cpu")
-
-    assert "the run ends with the weights of step 6" in caplog.text
-    assert all(value.equal(newest_tensors(stopped)[name]) for name, value in newest_tensors(result).items())
-
-
-def test_a_step_that_sees_nan_is_skipped_and_changes_nothing(manifest, settings, tmp_path, monkeypatch):
-    calls = []
-
-    def with_nan(views, *arguments, **options):
-        calls.append(1)
-        if len(calls) == 3:
-            views[0][0, 0, 0, 0] = float("nan")
-        return inputs_of(views, *arguments, **options)
-
-    inputs_of = Inputs.of
-    monkeypatch.setattr(Inputs, "of", with_nan)
-    config = settings(losses={"centring": "softmax"}, checkpoint__every_steps=1, checkpoint__keep=8)
-    train(manifest, config, tmp_path, resume=False, device="cpu", should_stop=stop_after(3))
-    result = train(manifest, config, tmp_path, resume=True, device="cpu")
-    before, after = (load_file(tmp_path / f"checkpoints/step_{step:08d}.safetensors") for step in (2, 3))
-
-    assert [line["skipped"] for line in lines(tmp_path)] == [step == 2 for step in range(8)]
-    assert lines(tmp_path)[-1]["skipped_steps"] == 1
-    assert all(value.equal(after[name]) for name, value in before.items())
-    assert all(value.isfinite().all() for value in newest_tensors(result).values())
-
-
-def test_skipped_steps_push_no_checkpoint_out(manifest, settings, tmp_path, monkeypatch):
-    calls = []
-
-    def with_nan(views, *arguments, **options):
-        calls.append(1)
-        if len(calls) in (3, 5, 6, 7):
-            views[0][0, 0, 0, 0] = float("nan")
-        return inputs_of(views, *arguments, **options)
-
-    inputs_of = Inputs.of
-    monkeypatch.setattr(Inputs, "of", with_nan)
-    config = settings(checkpoint={"every_steps": 3, "keep": 2}, optim__max_nonfinite_steps=3)
-    with pytest.raises(TrainError, match=r"where these are ruined already, delete it, and the one before is taken"):
-        train(manifest, config, tmp_path, resume=False, device="cpu")
-
-    # The third step was skipped, so the fourth is saved in its place; the sixth lies among skipped ones.
-    assert [path.stem for path in (tmp_path / "checkpoints").glob("*.safetensors")] == ["step_00000004"]
 
 
 def test_the_parts_of_a_batch_stay_where_they_are_part_of_the_objective(manifest, settings, tmp_path):
